@@ -1,0 +1,93 @@
+package worker
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// Result is how a job ended.
+type Result string
+
+// The results.
+const (
+	Done      Result = "done"      // the image is active and complete
+	Failed    Result = "failed"    // it could not be made; the volume is free again
+	Declined  Result = "declined"  // no strategy can serve it; handed back to Cinder
+	Cancelled Result = "cancelled" // the image was deleted meanwhile
+)
+
+// Results lists them all, for metrics that have to be present at zero.
+func Results() []Result { return []Result{Done, Failed, Declined, Cancelled} }
+
+// Outcome is a result with its explanation.
+type Outcome struct {
+	Result   Result `json:"result"`
+	Reason   Reason `json:"reason"`
+	Message  string `json:"message,omitempty"` // for users and operators: what happened and what to do
+	Strategy string `json:"strategy,omitempty"`
+}
+
+// Record is what the journal keeps of a job. What it says was done, was done; what it does not say may have been done
+// all the same.
+type Record struct {
+	Job       Job            `json:"job"`
+	Strategy  string         `json:"strategy,omitempty"` // chosen; "" before
+	Steps     []string       `json:"steps,omitempty"`    // that ended well, in order
+	Begun     []string       `json:"begun,omitempty"`    // that may have left something; undone newest first
+	Committed bool           `json:"committed,omitempty"`
+	Attempts  map[string]int `json:"attempts,omitempty"` // begun tries by step, counted before the try
+	Tried     []string       `json:"tried,omitempty"`    // strategies given up
+	LastError string         `json:"last_error,omitempty"`
+
+	Outcome *Outcome `json:"outcome,omitempty"` // not nil: decided, tell everyone
+	Settled []string `json:"settled,omitempty"` // settling steps that ended well
+	Closed  bool     `json:"closed,omitempty"`  // everyone was told; kept for duplicates and for operators
+
+	Owner    string    `json:"owner,omitempty"` // worker that last held the lease
+	Epoch    uint64    `json:"epoch"`           // goes up by one with each claim
+	Accepted time.Time `json:"accepted"`
+	Updated  time.Time `json:"updated"`
+}
+
+// HasStep reports whether the journal knows the step as done.
+func (r *Record) HasStep(name string) bool { return slices.Contains(r.Steps, name) }
+
+// Journal keeps the records of all jobs. Its methods may be called concurrently; none retries. All errors that are not
+// named here are *Error.
+type Journal interface {
+	// Create writes a record that is not there yet, durably, in one atomic operation. ErrExists when there is one
+	// under this key already, whoever wrote it. When the answer is lost, a second Create tells: ErrExists.
+	Create(ctx context.Context, r Record) error
+
+	// Load reads a record without a lease. ErrNotFound when there is none.
+	Load(ctx context.Context, key string) (Record, error)
+
+	// Keys lists the keys of all records, open and closed, in no order. A record created meanwhile may be missing.
+	Keys(ctx context.Context) ([]string, error)
+
+	// Claim takes the lease on a job and on its volume for ttl, makes sure that the owner before can do no more harm
+	// (fences it), raises the epoch and answers the record as it is then. ErrHeld while somebody else has either
+	// lease. It leaves no lease behind when it returns an error. Each claim has a connection of its own to the cluster.
+	Claim(ctx context.Context, key string) (Claim, error)
+
+	// Remove deletes a record; for closed ones whose time is up. Removing what is not there is no error.
+	Remove(ctx context.Context, key string) error
+}
+
+// Claim is a record under lease. It is used by one goroutine, except Renew, which may run beside the others.
+type Claim interface {
+	// Record is the record as it was when the claim was made.
+	Record() Record
+
+	// Save replaces the record durably. ErrLeaseLost when another owner has written since. An error that is not
+	// ErrLeaseLost leaves it open whether the record was written; saving the same again is right.
+	Save(ctx context.Context, r Record) error
+
+	// Renew extends both leases by their full time. ErrLeaseLost once they have expired, even when nobody took them.
+	Renew(ctx context.Context) error
+
+	// Release gives both leases back and closes the claim's connection; nothing may be used after it. Idempotent. An
+	// error means that the leases end by themselves when their time is up.
+	Release(ctx context.Context) error
+}
