@@ -118,3 +118,7 @@ var (
 	ErrLeaseLost = errors.New("the lease is lost")
 	ErrStopping  = errors.New("the worker is being stopped")
 )
+
+// ErrCommitted is what the Undo of a commit step answers when it finds that the step had its effect after all, although
+// its Do reported a failure or its worker died: the job goes forward again, and nothing is undone.
+var ErrCommitted = errors.New("the commit step had its effect")

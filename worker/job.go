@@ -32,6 +32,9 @@ type Task struct {
 	Job    Job
 	Volume Volume
 	Image  Image
+
+	// Kept is what the plan made before for the same job by the same strategy wanted to keep; nil for the first.
+	Kept json.RawMessage
 }
 
 // Volume is what Cinder says of the volume.

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"time"
 )
@@ -31,14 +32,15 @@ type Outcome struct {
 // Record is what the journal keeps of a job. What it says was done, was done; what it does not say may have been done
 // all the same.
 type Record struct {
-	Job       Job            `json:"job"`
-	Strategy  string         `json:"strategy,omitempty"` // chosen; "" before
-	Steps     []string       `json:"steps,omitempty"`    // that ended well, in order
-	Begun     []string       `json:"begun,omitempty"`    // that may have left something; undone newest first
-	Committed bool           `json:"committed,omitempty"`
-	Attempts  map[string]int `json:"attempts,omitempty"` // begun tries by step, counted before the try
-	Tried     []string       `json:"tried,omitempty"`    // strategies given up
-	LastError string         `json:"last_error,omitempty"`
+	Job       Job             `json:"job"`
+	Strategy  string          `json:"strategy,omitempty"` // chosen; "" before
+	Steps     []string        `json:"steps,omitempty"`    // that ended well, in order
+	Begun     []string        `json:"begun,omitempty"`    // that may have left something; undone newest first
+	Kept      json.RawMessage `json:"kept,omitempty"`     // Plan.Keep of the chosen strategy
+	Committed bool            `json:"committed,omitempty"`
+	Attempts  map[string]int  `json:"attempts,omitempty"` // claims that began the step and did not come back from it
+	Tried     []string        `json:"tried,omitempty"`    // strategies given up
+	LastError string          `json:"last_error,omitempty"`
 
 	Outcome *Outcome `json:"outcome,omitempty"` // not nil: decided, tell everyone
 	Settled []string `json:"settled,omitempty"` // settling steps that ended well

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 )
 
@@ -34,6 +35,10 @@ type Plan struct {
 	Strategy string
 	Steps    []Step
 	Commit   string // name of the step after which the job only goes forward
+
+	// Keep is handed back in Task.Kept whenever the same job is planned again. A strategy keeps where things are, so
+	// that a changed configuration can't make a later plan look elsewhere. It holds no secrets.
+	Keep json.RawMessage
 }
 
 // Names lists the names of the steps in order.
@@ -69,7 +74,9 @@ type Strategy interface {
 
 	// Plan looks at the facts and answers how it would serve t, without side effects. A no is NotApplicable. It is
 	// asked again after an adoption and after a Replan: steps that the journal knows as done are then not run again,
-	// so the same step name must mean the same effect in every plan of this strategy.
+	// so the same step name must mean the same effect in every plan of this strategy. With t.Kept set, everything that
+	// it needs must come from there and from t.Job: t.Volume and t.Image may be empty, when all is to be undone
+	// because they are gone.
 	Plan(ctx context.Context, t Task) (Plan, error)
 }
 

@@ -1,0 +1,36 @@
+package worker
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// meter turns the running totals of one call of a step into increments.
+type meter struct {
+	strategy, step string
+	recorder       Recorder
+	log            *slog.Logger
+
+	mu     sync.Mutex
+	last   Amount
+	logged time.Time
+}
+
+// progressEvery is how often a long step says how far it is.
+const progressEvery = 10 * time.Second
+
+func (m *meter) report(a Amount) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	cluster, worker := a.Cluster-m.last.Cluster, a.Worker-m.last.Worker
+	m.last = a
+	if cluster > 0 || worker > 0 {
+		m.recorder.Moved(m.strategy, max(cluster, 0), max(worker, 0))
+	}
+	if time.Since(m.logged) < progressEvery {
+		return
+	}
+	m.logged = time.Now()
+	m.log.Info("step under way", "strategy", m.strategy, "step", m.step, "done_bytes", a.Done, "total_bytes", a.Total)
+}

@@ -1,0 +1,388 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	maxReplans  = 3 // of one plan in one process; more is a strategy that can't make up its mind
+	commitTries = 3 // of a step after the commit point that says that trying again does not help
+)
+
+func contains(list []string, s string) bool { return slices.Contains(list, s) }
+
+// decide makes the image, or finds out why it can't be made and removes what was begun.
+func (j *run) decide(ctx context.Context) (Outcome, error) {
+	if j.rec.Committed {
+		// Only forward, with what was kept: what Cinder and Glance say by now can't change that.
+		return j.make(ctx, Task{Job: j.rec.Job})
+	}
+	task, err := j.facts(ctx)
+	if err != nil {
+		return j.abandon(ctx, err)
+	}
+
+	return j.make(ctx, task)
+}
+
+// facts asks Cinder and Glance and judges whether the job may begin, or go on.
+func (j *run) facts(ctx context.Context) (Task, error) {
+	var task Task
+	err := j.patiently(ctx, "plan", "facts", func(ctx context.Context) (err error) {
+		task, err = j.Facts.Task(ctx, j.rec.Job)
+
+		return err
+	})
+	if err != nil {
+		return task, err
+	}
+
+	return task, j.mayBegin(task)
+}
+
+// mayBegin looks at the states. A step that was begun may have made the image active, so only a fresh job insists on
+// `queued`; that step itself finds out whose data it is.
+func (j *run) mayBegin(t Task) error {
+	op := fmt.Sprintf("make image %s from volume %s", t.Image.ID, t.Volume.ID)
+	if t.Volume.Status != VolumeUploading {
+		return &Error{Op: op, Reason: ReasonVolumeState,
+			Err: fmt.Errorf("the volume is %q and not %q", t.Volume.Status, VolumeUploading)}
+	}
+	if len(j.rec.Begun) == 0 && t.Image.Status != ImageQueued {
+		return &Error{Op: op, Reason: ReasonImageState,
+			Err: fmt.Errorf("the image is %q and not %q", t.Image.Status, ImageQueued)}
+	}
+
+	return nil
+}
+
+// make goes through the strategies until one has made the image.
+func (j *run) make(ctx context.Context, task Task) (Outcome, error) {
+	for {
+		plan, err := j.choose(ctx, task)
+		if err != nil {
+			return j.abandon(ctx, err)
+		}
+		err = j.perform(ctx, plan, task)
+		switch {
+		case err == nil:
+			return Outcome{Result: Done, Reason: ReasonNone, Strategy: plan.Strategy}, nil
+		case ctx.Err() != nil:
+			return Outcome{}, interrupted(ctx, err)
+		case AdviceOf(err) == StandBy:
+			return Outcome{}, err
+		case j.rec.Committed:
+			return j.leftover(plan, err), nil
+		case AdviceOf(err) != OtherWay:
+			return j.abandon(ctx, err)
+		}
+		if err := j.giveUpOn(ctx, plan, err); err != nil {
+			return Outcome{}, err
+		}
+	}
+}
+
+// leftover is the outcome of a job whose image is complete and active while something could not be cleaned away. The
+// volume must not wait for that.
+func (j *run) leftover(p Plan, err error) Outcome {
+	j.log.Error("image is active but something is left to clean up by hand", "strategy", p.Strategy,
+		"reason", ReasonOf(err), "error", err)
+
+	return Outcome{Result: Done, Reason: ReasonOf(err), Strategy: p.Strategy,
+		Message: "the image is active, but something was left behind: " + err.Error()}
+}
+
+// giveUpOn undoes a strategy that failed with the advice to try another. When the undo finds that it had committed
+// after all, it stays the chosen one.
+func (j *run) giveUpOn(ctx context.Context, p Plan, why error) error {
+	j.log.Warn("strategy failed, trying the next", "strategy", p.Strategy, "reason", ReasonOf(why), "error", why)
+	if committed, err := j.undo(ctx, p); committed || err != nil {
+		return err
+	}
+	j.rec.Tried = append(j.rec.Tried, p.Strategy)
+	j.rec.LastError = why.Error()
+	j.rec.Strategy, j.rec.Kept, j.rec.Steps = "", nil, nil
+
+	return j.save(ctx)
+}
+
+// choose asks the strategies in order, or only the one that the job has begun with.
+func (j *run) choose(ctx context.Context, task Task) (Plan, error) {
+	var no []string
+	for _, s := range j.Strategies(j.claim) {
+		begun := j.rec.Strategy == s.Name()
+		if contains(j.rec.Tried, s.Name()) || j.rec.Strategy != "" && !begun {
+			continue
+		}
+		plan, err := j.plan(ctx, s, task)
+		if err == nil {
+			return plan, nil
+		}
+		if AdviceOf(err) != OtherWay || begun {
+			return Plan{}, err
+		}
+		no = append(no, err.Error())
+	}
+	if j.rec.LastError != "" {
+		no = append(no, j.rec.LastError)
+	}
+
+	return Plan{}, &Error{Op: "choose a strategy", Reason: ReasonNotApplicable,
+		Err: errors.New(strings.Join(no, "; "))}
+}
+
+// plan asks one strategy and notes its choice; the note is saved before the first step.
+func (j *run) plan(ctx context.Context, s Strategy, task Task) (Plan, error) {
+	if j.rec.Strategy == s.Name() {
+		task.Kept = j.rec.Kept
+	}
+	var plan Plan
+	err := j.patiently(ctx, s.Name(), "plan", func(ctx context.Context) (err error) {
+		plan, err = s.Plan(ctx, task)
+
+		return err
+	})
+	if err != nil {
+		return Plan{}, err
+	}
+	if err := plan.validate(); err != nil {
+		return Plan{}, err
+	}
+	j.rec.Strategy, j.rec.Kept = s.Name(), plan.Keep
+
+	return plan, nil
+}
+
+// perform runs the steps that the journal does not know as done.
+func (j *run) perform(ctx context.Context, plan Plan, task Task) error {
+	j.log.Info("strategy chosen", "strategy", plan.Strategy, "steps", plan.Names(), "done", j.rec.Steps)
+	for replans := 0; ; replans++ {
+		err := j.steps(ctx, plan)
+		var re *Replan
+		if !errors.As(err, &re) {
+			return err
+		}
+		if replans == maxReplans {
+			return internal("plan "+plan.Strategy, err)
+		}
+		j.log.Info("planning again", "strategy", plan.Strategy, "redo", re.Redo, "why", re.Err)
+		j.rec.Steps = slices.DeleteFunc(j.rec.Steps, func(s string) bool { return contains(re.Redo, s) })
+		if plan, err = j.choose(ctx, task); err != nil {
+			return err
+		}
+	}
+}
+
+func (j *run) steps(ctx context.Context, plan Plan) error {
+	for _, s := range plan.Steps {
+		if j.rec.HasStep(s.Name) {
+			continue
+		}
+		if err := j.step(ctx, plan, s); err != nil {
+			return err
+		}
+		j.rec.Steps = append(j.rec.Steps, s.Name)
+		if s.Name != plan.Commit {
+			continue // written together with the next step's beginning: one write a step, and a redone step is harmless
+		}
+		// Commit point: the image is active. A crash before this save leaves the step in Begun; whoever adopts the
+		// job does it again and finds it done, or asks its Undo, which answers ErrCommitted.
+		j.rec.Committed = true
+		if err := j.save(ctx); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+// step does one step: its beginning is in the journal before it may leave anything behind.
+func (j *run) step(ctx context.Context, plan Plan, s Step) error {
+	if j.rec.Attempts[s.Name] >= j.conf.Backoff.Claims {
+		return &Error{Op: "step " + s.Name, Reason: ReasonAttempts,
+			Err: fmt.Errorf("%d workers began it and none came back", j.rec.Attempts[s.Name])}
+	}
+	if err := j.begin(ctx, s); err != nil {
+		return err
+	}
+	tries := 0
+	err := j.patiently(ctx, plan.Strategy, s.Name, func(ctx context.Context) error {
+		err := j.call(ctx, plan.Strategy, s)
+		if tries++; j.rec.Committed && tries < commitTries && err != nil && AdviceOf(err) != StandBy {
+			return insist(err)
+		}
+
+		return err
+	})
+	// We came back, whatever happened: only claims that did not count. Saved with what comes next; a worker that is
+	// being stopped saves it here, or a rolling restart would count as a crash.
+	delete(j.rec.Attempts, s.Name)
+	if ctx.Err() != nil && errors.Is(context.Cause(ctx), ErrStopping) {
+		j.saveLast(ctx)
+	}
+
+	return err
+}
+
+// begin notes that s may have left something from now on.
+func (j *run) begin(ctx context.Context, s Step) error {
+	if j.rec.Attempts == nil {
+		j.rec.Attempts = map[string]int{}
+	}
+	j.rec.Attempts[s.Name]++
+	if !contains(j.rec.Begun, s.Name) {
+		j.rec.Begun = append(j.rec.Begun, s.Name)
+	}
+
+	return j.save(ctx)
+}
+
+// saveLast saves when ctx has ended already. It fails harmlessly.
+func (j *run) saveLast(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := j.claim.Save(ctx, j.rec); err != nil {
+		j.log.Warn("save the record while stopping", "error", err)
+	}
+}
+
+// insist makes an error one to try again after.
+func insist(err error) error {
+	var re *Replan
+	if errors.As(err, &re) {
+		return err
+	}
+
+	return &Error{Op: "after the commit point", Reason: ReasonOf(err), Advice: Retry, Err: err}
+}
+
+// call runs a step once, measured, logged and safe from its panics.
+func (j *run) call(ctx context.Context, strategy string, s Step) (err error) {
+	start := time.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			err = internal("step "+s.Name, fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
+		}
+		took := time.Since(start)
+		j.Recorder.StepEnded(strategy, s.Name, took, err)
+		if err == nil {
+			j.log.Info("step done", "strategy", strategy, "step", s.Name, "seconds", took.Seconds())
+		}
+	}()
+
+	return s.Do(ctx, j.progress(strategy, s.Name))
+}
+
+// progress turns a step's running totals into increments for the metrics, and a line in the log now and then.
+func (j *run) progress(strategy, step string) Progress {
+	m := &meter{strategy: strategy, step: step, recorder: j.Recorder, log: j.log, logged: time.Now()}
+
+	return m.report
+}
+
+// patiently calls f until it succeeds, ctx ends, its error says that trying again does not help, or patience is over.
+func (j *run) patiently(ctx context.Context, strategy, step string, f func(context.Context) error) error {
+	start := time.Now()
+	for n := 1; ; n++ {
+		err := f(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return interrupted(ctx, err)
+		}
+		var re *Replan
+		if errors.As(err, &re) || AdviceOf(err) != Retry || time.Since(start) >= j.conf.Backoff.Patience {
+			return err
+		}
+		j.retrying(strategy, step, n, err)
+		if j.conf.Backoff.wait(ctx, n) != nil {
+			return interrupted(ctx, err)
+		}
+	}
+}
+
+// abandon ends a job that can't be served: everything begun is undone, and the outcome says why.
+func (j *run) abandon(ctx context.Context, why error) (Outcome, error) {
+	if ctx.Err() != nil {
+		return Outcome{}, interrupted(ctx, why)
+	}
+	if AdviceOf(why) == StandBy {
+		return Outcome{}, why
+	}
+	if j.rec.Committed {
+		return j.leftover(Plan{Strategy: j.rec.Strategy}, why), nil
+	}
+	strategy := j.rec.Strategy
+	committed, err := j.undoAll(ctx)
+	if err != nil {
+		return Outcome{}, err
+	}
+	if committed {
+		return j.make(ctx, Task{Job: j.rec.Job})
+	}
+
+	return Outcome{Result: j.result(why), Reason: ReasonOf(why), Message: why.Error(), Strategy: strategy}, nil
+}
+
+// result sorts the reason. Declining is only for what nobody has tried: Cinder does it the stock way then.
+func (j *run) result(why error) Result {
+	switch reason := ReasonOf(why); {
+	case reason == ReasonImageMissing:
+		return Cancelled
+	case reason == ReasonNotApplicable && len(j.rec.Tried) == 0:
+		return Declined
+	default:
+		return Failed
+	}
+}
+
+// undoAll undoes whatever the chosen strategy has begun. The plan is asked with the job and what was kept alone: the
+// facts may be gone, which may be why we are here.
+func (j *run) undoAll(ctx context.Context) (committed bool, err error) {
+	if len(j.rec.Begun) == 0 || j.rec.Strategy == "" {
+		return false, nil
+	}
+	plan, err := j.choose(ctx, Task{Job: j.rec.Job})
+	if err != nil {
+		j.log.Error("nothing is undone: the strategy has no plan for it", "strategy", j.rec.Strategy, "error", err)
+
+		return false, nil
+	}
+
+	return j.undo(ctx, plan)
+}
+
+// undo undoes the begun steps, newest first. What can't be undone is left, with a line for the operator: the volume must
+// not wait for it. It reports true, and undoes nothing, when the commit step turns out to have had its effect.
+func (j *run) undo(ctx context.Context, plan Plan) (committed bool, err error) {
+	for _, name := range slices.Backward(slices.Clone(j.rec.Begun)) {
+		i := slices.IndexFunc(plan.Steps, func(s Step) bool { return s.Name == name })
+		if i < 0 || plan.Steps[i].Undo == nil {
+			continue
+		}
+		err := j.patiently(ctx, plan.Strategy, "undo-"+name, plan.Steps[i].Undo)
+		switch {
+		case errors.Is(err, ErrCommitted):
+			j.rec.Committed = true
+
+			return true, j.save(ctx)
+		case ctx.Err() != nil:
+			return false, interrupted(ctx, err)
+		case AdviceOf(err) == StandBy:
+			return false, err
+		case err != nil:
+			j.log.Error("a step could not be undone; what it left has to be removed by hand", "strategy", plan.Strategy,
+				"step", name, "reason", ReasonOf(err), "error", err)
+		}
+	}
+	j.rec.Begun = nil
+
+	return false, j.save(ctx)
+}

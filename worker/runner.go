@@ -1,0 +1,317 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// Config are the runner's numbers. The zero value means the defaults.
+type Config struct {
+	Slots     int           // jobs at a time; default 4. Adoption has one more in reserve.
+	Lease     LeaseTimes    // must agree with the journal's
+	Scan      time.Duration // between two looks for jobs to adopt, ±25 %; default 10 s
+	SoftStop  time.Duration // how long running jobs may go on after Run's context ended; default 20 s
+	Backoff   Backoff       // of steps, facts and settling
+	Retention time.Duration // how long closed records are kept; default 7 days
+	Journal   time.Duration // how long a delivery is held while the journal is away before it is requeued; default 1 min
+}
+
+func (c Config) withDefaults() Config {
+	fill := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	if c.Slots == 0 {
+		c.Slots = 4
+	}
+	fill(&c.Scan, 10*time.Second)
+	fill(&c.SoftStop, 20*time.Second)
+	fill(&c.Retention, 7*24*time.Hour)
+	fill(&c.Journal, time.Minute)
+	c.Lease = c.Lease.WithDefaults()
+	c.Backoff = c.Backoff.WithDefaults()
+
+	return c
+}
+
+// Runner is one worker. All fields but Config must be set. Run it once.
+type Runner struct {
+	Source     Source
+	Journal    Journal
+	Facts      Facts
+	Strategies func(Claim) []Strategy // in order of preference; the claim's connection does their work in Ceph
+	Settler    Settler
+	Recorder   Recorder
+	Logger     *slog.Logger
+	Config     Config
+
+	conf    Config
+	jobs    sync.WaitGroup
+	slots   chan struct{} // a token for every job taken from Source or adopted
+	reserve chan struct{} // one more, for adoption alone: new work must not starve old
+
+	mu     sync.Mutex
+	mine   map[string]bool      // keys that this process works on
+	closed map[string]time.Time // keys known to be closed, and until when to keep them: a scan need not read those
+}
+
+// Run takes and adopts jobs until ctx ends. Then it takes no more, lets running jobs go on for Config.SoftStop, ends
+// them at their next safe point, gives their leases back so that others go on at once, and returns nil.
+func (r *Runner) Run(ctx context.Context) error {
+	r.conf = r.Config.withDefaults()
+	r.slots = make(chan struct{}, r.conf.Slots)
+	r.reserve = make(chan struct{}, 1)
+	r.mine, r.closed = map[string]bool{}, map[string]time.Time{}
+
+	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	var loops sync.WaitGroup
+	loops.Go(func() { r.take(ctx, work) })
+	loops.Go(func() { r.adopt(ctx, work) })
+	loops.Wait() // both end with ctx; no job is started after this
+
+	bound := time.AfterFunc(r.conf.SoftStop, func() { stop(ErrStopping) })
+	defer bound.Stop()
+	r.jobs.Wait()
+
+	return nil
+}
+
+// take turns deliveries into jobs until ctx ends. The slot comes first, so waiting work stays in the broker's queue.
+func (r *Runner) take(ctx, work context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case r.slots <- struct{}{}:
+		}
+		d, err := r.Source.Receive(ctx)
+		if err != nil {
+			<-r.slots
+			if ctx.Err() != nil {
+				return
+			}
+			r.Logger.Error("receive a request", "error", err)
+			_ = sleep(ctx, r.conf.Backoff.First)
+
+			continue
+		}
+		// A delivery in hand is accepted even when ctx ends now: it takes milliseconds and saves a redelivery.
+		job, ok := r.accept(work, d)
+		if !ok {
+			<-r.slots
+
+			continue
+		}
+		r.start(work, job, false, r.slots)
+	}
+}
+
+// accept journals the request and then acknowledges it; false when there is nothing to do here. A crash before Create
+// leaves the message with the broker, one after it leaves the job to whoever scans first.
+func (r *Runner) accept(ctx context.Context, d Delivery) (Job, bool) {
+	job, err := d.Job()
+	if err != nil {
+		r.reject(ctx, d, err)
+
+		return Job{}, false
+	}
+	now := time.Now().UTC()
+	err = r.create(ctx, Record{Job: job, Accepted: now, Updated: now})
+	switch {
+	case errors.Is(err, ErrExists):
+		r.duplicate(ctx, d, job)
+
+		return Job{}, false
+	case err != nil:
+		r.requeue(d, job, err)
+		r.awaitJournal(ctx)
+
+		return Job{}, false
+	}
+	// A lost ack is harmless: the redelivery meets the record.
+	if err := d.Ack(); err != nil {
+		r.log(job).Warn("acknowledge the request; it will come again and be recognised", "error", err)
+	}
+	r.Recorder.Delivery(Accepted, d.Redelivered())
+	r.log(job).Info("job accepted", "redelivered", d.Redelivered())
+
+	return job, true
+}
+
+// create tries for a while. Between two tries the message stays with us, because each requeue counts towards the
+// broker's delivery limit.
+func (r *Runner) create(ctx context.Context, rec Record) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, r.conf.Journal, context.DeadlineExceeded)
+	defer cancel()
+	for n := 1; ; n++ {
+		err := r.Journal.Create(ctx, rec)
+		if err == nil || n == 1 && errors.Is(err, ErrExists) {
+			return err
+		}
+		// Second and later tries: the first may have been applied although it failed. Ours or another's, who knows;
+		// the duplicate path compares digests, and the scan picks up what is ours.
+		if errors.Is(err, ErrExists) {
+			return ErrExists
+		}
+		r.log(rec.Job).Warn("write the job into the journal", "error", err, "try", n)
+		if r.conf.Backoff.wait(ctx, n) != nil {
+			return err
+		}
+	}
+}
+
+// awaitJournal returns when the journal answers again: taking more messages before would only requeue them.
+func (r *Runner) awaitJournal(ctx context.Context) {
+	for n := 1; ; n++ {
+		if _, err := r.Journal.Keys(ctx); err == nil || r.conf.Backoff.wait(ctx, n) != nil {
+			return
+		}
+	}
+}
+
+func (r *Runner) duplicate(ctx context.Context, d Delivery, job Job) {
+	rec, err := r.Journal.Load(ctx, job.Key())
+	switch {
+	case err != nil:
+		r.requeue(d, job, err)
+	case rec.Job.Digest != job.Digest:
+		// Not a repetition but another request with the same image id: never touch the first one's job.
+		r.reject(ctx, d, &Error{Op: "accept request for image " + job.ImageID, Reason: ReasonConflict,
+			Err: errors.New("the journal has a different request for the same image")})
+	default:
+		r.Recorder.Delivery(Duplicate, d.Redelivered())
+		r.log(job).Info("request known already", "closed", rec.Closed)
+		if err := d.Ack(); err != nil {
+			r.log(job).Warn("acknowledge the request; it will come again and be recognised", "error", err)
+		}
+	}
+}
+
+func (r *Runner) requeue(d Delivery, job Job, why error) {
+	r.Recorder.Delivery(Requeued, d.Redelivered())
+	r.log(job).Error("journal is away: request goes back to the queue, taking stops", "error", why)
+	if err := d.Requeue(); err != nil {
+		r.log(job).Warn("requeue the request; the broker does it when the connection ends", "error", err)
+	}
+}
+
+func (r *Runner) reject(ctx context.Context, d Delivery, why error) {
+	r.Recorder.Delivery(DeadLettered, d.Redelivered())
+	r.Logger.Error("request rejected to the dead-letter queue", "reason", ReasonOf(why), "error", why)
+	if err := d.Reject(ctx, why); err != nil {
+		r.Logger.Warn("dead-letter the request; the broker delivers it again", "error", err)
+	}
+}
+
+// adopt looks through the journal now and then, at once the first time, until ctx ends.
+func (r *Runner) adopt(ctx, work context.Context) {
+	for wait := time.Duration(0); sleep(ctx, wait) == nil; wait = r.conf.Scan*3/4 + rand.N(r.conf.Scan/2+1) {
+		keys, err := r.Journal.Keys(ctx)
+		if err != nil {
+			r.Logger.Warn("look through the journal", "error", err)
+
+			continue
+		}
+		rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] }) // workers scan apart
+		for _, key := range keys {
+			if ctx.Err() != nil {
+				return
+			}
+			r.adoptOne(ctx, work, key)
+		}
+	}
+}
+
+// adoptOne starts the job if it is open, not ours already, and a slot is free. Whether its lease is free shows in Claim.
+func (r *Runner) adoptOne(ctx, work context.Context, key string) {
+	if r.knows(key) {
+		return
+	}
+	rec, err := r.Journal.Load(ctx, key)
+	if err != nil {
+		return // gone, or the journal is away: the next scan tells
+	}
+	if rec.Closed {
+		r.retire(ctx, rec)
+
+		return
+	}
+	slot, ok := r.freeSlot()
+	if !ok {
+		return
+	}
+	r.start(work, rec.Job, true, slot)
+}
+
+// retire remembers a closed record and removes it when its time is up.
+func (r *Runner) retire(ctx context.Context, rec Record) {
+	key, keep := rec.Job.Key(), rec.Updated.Add(r.conf.Retention)
+	r.mu.Lock()
+	r.closed[key] = keep
+	expired := time.Now().After(keep)
+	if expired {
+		delete(r.closed, key)
+	}
+	r.mu.Unlock()
+	if !expired {
+		return
+	}
+	if err := r.Journal.Remove(ctx, key); err != nil {
+		r.Logger.Warn("remove an old record from the journal", "image", key, "error", err)
+	}
+}
+
+// knows reports whether a scan can pass the key by.
+func (r *Runner) knows(key string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+
+	return r.mine[key] || time.Now().Before(r.closed[key])
+}
+
+func (r *Runner) freeSlot() (chan struct{}, bool) {
+	for _, slot := range []chan struct{}{r.slots, r.reserve} {
+		select {
+		case slot <- struct{}{}:
+			return slot, true
+		default:
+		}
+	}
+
+	return nil, false
+}
+
+// start works on the job in a goroutine of its own and gives the slot back at its end.
+func (r *Runner) start(ctx context.Context, job Job, adopting bool, slot chan struct{}) {
+	key := job.Key()
+	r.mu.Lock()
+	busy := r.mine[key]
+	r.mine[key] = true
+	r.mu.Unlock()
+	if busy {
+		<-slot
+
+		return
+	}
+	r.jobs.Go(func() {
+		defer func() {
+			r.mu.Lock()
+			delete(r.mine, key)
+			r.mu.Unlock()
+			<-slot
+		}()
+		r.work(ctx, job, adopting)
+	})
+}
+
+// log names the job in every line.
+func (r *Runner) log(j Job) *slog.Logger {
+	return r.Logger.With("image", j.ImageID, "volume", j.VolumeID, "request_id", j.RequestID,
+		"global_request_id", j.GlobalRequestID)
+}

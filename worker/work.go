@@ -1,0 +1,167 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// run is one claimed job in this process. Its fields belong to one goroutine.
+type run struct {
+	*Runner
+	claim Claim
+	rec   Record
+	log   *slog.Logger
+}
+
+// work claims the job and brings it as far as it can. Whatever happens, the journal knows how far it came, and whoever
+// scans next goes on from there.
+func (r *Runner) work(ctx context.Context, job Job, adopting bool) {
+	log := r.log(job)
+	claimed := time.Now()
+	claim, err := r.Journal.Claim(ctx, job.Key())
+	if errors.Is(err, ErrHeld) || errors.Is(err, ErrNotFound) {
+		return // another worker is at it, or at another job of the same volume; or it is gone
+	}
+	if err != nil {
+		log.Warn("claim the job; the next scan tries again", "error", err)
+
+		return
+	}
+	defer r.release(ctx, claim, log)
+	rec := claim.Record()
+	if rec.Closed {
+		return
+	}
+	rec.Job.Private = job.Private
+	r.Recorder.JobStarted(adopting)
+	defer r.Recorder.JobReleased()
+	if adopting {
+		log.Info("job adopted", "epoch", rec.Epoch, "steps_done", rec.Steps, "begun", rec.Begun)
+	}
+	j := &run{Runner: r, claim: claim, rec: rec, log: log}
+	if err := Hold(ctx, claim, r.conf.Lease, claimed, j.toEnd); err != nil {
+		log.Warn("job left; it goes on from the journal", "reason", ReasonOf(err), "error", err)
+	}
+}
+
+func (r *Runner) release(ctx context.Context, claim Claim, log *slog.Logger) {
+	// Also, and above all, when ctx has ended: a lease given back lets others go on at once.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := claim.Release(ctx); err != nil {
+		log.Warn("give the lease back; it ends by itself", "error", err)
+	}
+}
+
+// toEnd decides the outcome unless the journal has one, and tells everyone. An error means that the job stays open.
+func (j *run) toEnd(ctx context.Context) error {
+	if j.rec.Outcome == nil {
+		if err := j.attended(ctx, j.conclude); err != nil {
+			return err
+		}
+	}
+
+	return j.settle(ctx)
+}
+
+// attended keeps a waiting caller patient while f runs, and not a moment longer: a heartbeat after the final reply is
+// an error in the caller (oslo.messaging 8ea2d5b _drivers/amqpdriver.py:628-677).
+func (j *run) attended(ctx context.Context, f func(context.Context) error) error {
+	attending, stop := context.WithCancel(ctx)
+	var w sync.WaitGroup
+	w.Go(func() { j.Settler.Attend(attending, j.rec.Job) })
+	defer w.Wait()
+	defer stop()
+
+	return f(ctx)
+}
+
+// conclude writes the outcome into the journal: the outbox. From then on it is a fact, whoever tells it.
+func (j *run) conclude(ctx context.Context) error {
+	o, err := j.decide(ctx)
+	if err != nil {
+		return err
+	}
+	j.rec.Outcome = &o
+
+	return j.save(ctx)
+}
+
+// settle tells everyone and closes the record. It tries each step for as long as the lease lasts and hours beyond,
+// through others: a volume must not stay in `uploading` because Cinder was away for a while.
+func (j *run) settle(ctx context.Context) error {
+	o := *j.rec.Outcome
+	for _, s := range j.Settler.Settle(j.rec.Job, o) {
+		if contains(j.rec.Settled, s.Name) {
+			continue
+		}
+		if err := j.untilDone(ctx, "settle", s.Name, func(ctx context.Context) error { return j.call(ctx, "settle", s) }); err != nil {
+			return err
+		}
+		j.rec.Settled = append(j.rec.Settled, s.Name)
+		if err := j.save(ctx); err != nil {
+			return err
+		}
+	}
+	j.rec.Closed = true
+	if err := j.save(ctx); err != nil {
+		return err
+	}
+	took := time.Since(j.rec.Accepted)
+	j.Recorder.JobSettled(o, took)
+	j.log.Info("job closed", "result", o.Result, "reason", o.Reason, "strategy", o.Strategy, "message", o.Message,
+		"seconds", took.Seconds())
+
+	return nil
+}
+
+// untilDone calls f until it succeeds or ctx ends; a StandBy ends it too.
+func (j *run) untilDone(ctx context.Context, strategy, step string, f func(context.Context) error) error {
+	for n := 1; ; n++ {
+		err := f(ctx)
+		if err == nil || AdviceOf(err) == StandBy {
+			return err
+		}
+		if ctx.Err() != nil {
+			return interrupted(ctx, err)
+		}
+		j.retrying(strategy, step, n, err)
+		if j.conf.Backoff.wait(ctx, n) != nil {
+			return interrupted(ctx, err)
+		}
+	}
+}
+
+func (j *run) retrying(strategy, step string, n int, err error) {
+	j.Recorder.StepRetried(strategy, step, ReasonOf(err))
+	j.log.Warn("step failed, trying again", "strategy", strategy, "step", step, "try", n, "reason", ReasonOf(err),
+		"error", err)
+}
+
+// save writes the record, again and again until it is there or the lease has gone: an answer that got lost leaves open
+// whether it was written, and writing the same again is right.
+func (j *run) save(ctx context.Context) error {
+	j.rec.Updated = time.Now().UTC()
+
+	return j.untilDone(ctx, "journal", "save", func(ctx context.Context) error {
+		err := j.claim.Save(ctx, j.rec)
+		if errors.Is(err, ErrLeaseLost) {
+			return leaseLost(err)
+		}
+
+		return err
+	})
+}
+
+// interrupted explains why ctx ended, not what the end of ctx broke.
+func interrupted(ctx context.Context, err error) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, ErrLeaseLost) {
+		return leaseLost(err)
+	}
+
+	return &Error{Op: "work on the job", Reason: ReasonStopping, Advice: StandBy, Err: cause}
+}
