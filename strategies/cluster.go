@@ -108,6 +108,9 @@ type Backend struct {
 
 // Images is what strategies need of Glance. Methods may be called concurrently and return *Error.
 type Images interface {
+	// Image looks at the image. ReasonImageMissing when it is gone.
+	Image(ctx context.Context, imageID string) (worker.Image, error)
+
 	// Stores lists the stores with their properties; none when the cloud does not offer that.
 	Stores(ctx context.Context) ([]Store, error)
 

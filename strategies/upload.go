@@ -1,0 +1,82 @@
+package strategies
+
+import (
+	"context"
+
+	"github.com/cinderlift/cinderlift/worker"
+)
+
+// ExportUpload streams a snapshot through this process into Glance. It serves any store, also in another cluster.
+type ExportUpload struct{ Deps Deps }
+
+var _ worker.Strategy = (*ExportUpload)(nil)
+
+// Name is export-upload.
+func (*ExportUpload) Name() string { return NameExportUpload }
+
+// Plan needs the volume only; where the data goes is Glance's business.
+func (e *ExportUpload) Plan(ctx context.Context, t worker.Task) (worker.Plan, error) {
+	p, err := e.place(ctx, t)
+	if err != nil {
+		return worker.Plan{}, err
+	}
+	mk := p.make(t.Job.ImageID)
+
+	return worker.Plan{
+		Strategy: NameExportUpload,
+		Steps:    []worker.Step{e.Deps.snapshot(mk), e.upload(mk, p), e.Deps.releaseSource(mk)},
+		Commit:   StepUpload,
+		Keep:     p.keep(),
+	}, nil
+}
+
+func (e *ExportUpload) place(ctx context.Context, t worker.Task) (placement, error) {
+	if t.Kept != nil {
+		return kept(NameExportUpload, t.Kept)
+	}
+	if err := rawOnly(NameExportUpload, t.Job); err != nil {
+		return placement{}, err
+	}
+	p, err := e.Deps.source(ctx, NameExportUpload, t)
+	if err != nil {
+		return p, err
+	}
+	p.Store = t.Volume.StoreID
+	if p.Store == "" {
+		p.Store = e.Deps.Options.StoreID
+	}
+
+	return p, nil
+}
+
+func (e *ExportUpload) upload(mk Make, p placement) worker.Step {
+	return worker.Step{
+		Name: StepUpload,
+		Do: func(ctx context.Context, pr worker.Progress) (err error) {
+			content, err := e.Deps.Source.Open(ctx, mk.Src, mk.Snapshot)
+			if err != nil {
+				return err
+			}
+			defer content.Close() // read-only: nothing can be lost by it
+
+			return e.Deps.Images.Upload(ctx, mk.Job, p.Store, content, p.Size, pr)
+		},
+		// No location of ours: active means that the upload was whole, because its size was announced.
+		Undo: func(ctx context.Context) error { return e.uploaded(ctx, mk.Job) },
+	}
+}
+
+// uploaded answers ErrCommitted when the image is active: a job that began its upload found it queued.
+func (e *ExportUpload) uploaded(ctx context.Context, imageID string) error {
+	img, err := e.Deps.Images.Image(ctx, imageID)
+	switch {
+	case worker.ReasonOf(err) == worker.ReasonImageMissing:
+		return nil
+	case err != nil:
+		return err
+	case img.Status == worker.ImageActive:
+		return worker.ErrCommitted
+	default:
+		return nil
+	}
+}
