@@ -77,7 +77,6 @@ GLANCE_OSD_CAPS_EARLY="$GLANCE_OSD_CAPS, profile rbd-read-only pool=volumes"
 # works: 'profile rbd' on a pool covers its RADOS namespaces too, so the journal needs nothing more, and on the mon it
 # allows 'osd blocklist add'.
 write_keyrings() {
-  local i name
   # shellcheck disable=SC2016 # the words are for the shell inside
   inside sh -ec 'cd "$1"; osds=$2 glance=$3
     key() { n=$1; shift; ceph-authtool keyring --gen-key -n "$n" "$@"; }

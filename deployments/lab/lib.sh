@@ -65,6 +65,7 @@ locked() {
 # What every process of the lab does first, in a mount and UTS namespace of its own: so nothing is ever mounted on the
 # host, and removing the root file system can't reach /dev. The state directory, the sockets and the Cinder glue have
 # the same path inside as outside. It execs all the way: the pid that started it becomes the daemon.
+# shellcheck disable=SC2016 # the words are for the shell that enters
 ENTER='
 set -e
 root=$1 etc_ceph=$2; shift 2
