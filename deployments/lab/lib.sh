@@ -113,13 +113,13 @@ account() {
 
 # --- daemons -------------------------------------------------------------------------------------------------------
 
-SERVICES=(ceph rabbit keystone glance cinder)
+SERVICES=(ceph rabbit database keystone glance cinder)
 
 daemons_of() { # daemons_of SERVICE|DAEMON: its daemons in starting order
   case $1 in
     ceph) echo ceph-mon ceph-osd0 ceph-osd1 ceph-osd2 ceph-mgr ;;
     rabbit) echo epmd rabbit ;;
-    keystone) echo keystone ;;
+    database | keystone) echo "$1" ;;
     glance) echo glance-api ;;
     cinder) echo cinder-api cinder-scheduler cinder-volume ;;
     ceph-mon | ceph-osd[0-2] | ceph-mgr | epmd | glance-api | cinder-api | cinder-scheduler | cinder-volume) echo "$1" ;;
@@ -157,14 +157,24 @@ spawn() {
   echo "$pid $(tick "$pid")" > "$LAB_DIR/pids/$daemon"
 }
 
+# group_of PGID: "pid rss-in-pages" of each process of a process group, from /proc: the host may have no procps.
+group_of() {
+  local file stat fields
+  for file in /proc/[0-9]*/stat; do
+    read -r stat 2>/dev/null < "$file" || continue
+    read -ra fields <<< "${stat##*) }" # from the third field on: state, parent, group, …
+    [ "${fields[2]}" != "$1" ] || echo "${stat%% *} ${fields[21]}"
+  done
+}
+
 # reap_group DAEMON: kill what a daemon that is gone left of its process group. The pid may be another's by now, so
 # only processes that live in our root file system count.
 reap_group() {
-  local leader _ member
+  local leader member _
   read -r leader _ 2>/dev/null < "$LAB_DIR/pids/$1" || return 0
-  for member in $(pgrep -g "$leader" || true); do
+  while read -r member _; do
     [ "$(readlink "/proc/$member/root")" != "$LAB_ROOT" ] || kill -KILL "$member" 2>/dev/null || true
-  done
+  done < <(group_of "$leader")
   rm -f "$LAB_DIR/pids/$1"
 }
 

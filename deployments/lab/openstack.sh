@@ -1,11 +1,10 @@
 # shellcheck shell=bash
-# Keystone, Glance and Cinder of the lab: sqlite databases, RBD stores. Sourced by lab.
+# Keystone, Glance and Cinder of the lab: RBD stores. Sourced by lab.
 
 openstack_command() { # openstack_command DAEMON: sets COMMAND
   local log=$LAB_DIR/log dir=$LAB_DIR
   case $1 in
-    # Several processes of one thread each, because sqlite objects belong to a thread. uwsgi's http socket closes
-    # keep-alive connections without saying so; with the header clients know.
+    # uwsgi's http socket closes keep-alive connections without saying so; with the header clients know.
     keystone) COMMAND=("OS_KEYSTONE_CONFIG_FILES=$dir/keystone/keystone.conf" uwsgi_python3
       --http-socket "127.0.0.1:$KEYSTONE_PORT" --wsgi-file /usr/bin/keystone-wsgi-public --master --processes 3
       --enable-threads --thunder-lock --buffer-size 65535 --die-on-term --no-orphans --disable-logging
@@ -16,24 +15,6 @@ openstack_command() { # openstack_command DAEMON: sets COMMAND
 }
 
 debug() { if [ -n "${LAB_DEBUG:-}" ]; then echo True; else echo False; fi; }
-
-# seeded FILE CMD…: make the sqlite database FILE by CMD. The result depends on the packages alone, so it is kept beside
-# the root file system: the next lab made from nothing takes the copy.
-seeded() {
-  local file=$1 seed log
-  seed=$LAB_ROOT/var/cache/cinderlift-lab/$(basename "$file")
-  log=$LAB_DIR/log/$(basename "$file" .sqlite)-db.log
-  shift
-  if [ ! -e "$seed" ]; then
-    rm -f "$file"
-    inside "$@" >> "$log" 2>&1 || fail "the database $file could not be made" "$log"
-    inside sqlite3 "$file" 'PRAGMA journal_mode=WAL; PRAGMA wal_checkpoint(TRUNCATE);' > /dev/null
-    mkdir -p "$(dirname "$seed")"
-    cp "$file" "$seed.new"
-    mv "$seed.new" "$seed"
-  fi
-  cp "$seed" "$file"
-}
 
 authtoken() { # authtoken USER: the section by which a service checks tokens
   cat <<C
@@ -69,7 +50,7 @@ make_keystone() {
 log_file = $LAB_DIR/log/keystone-app.log
 debug = $(debug)
 [database]
-connection = sqlite:///$dir/keystone.sqlite
+connection = $(database_url keystone)
 [identity]
 password_hash_algorithm = bcrypt
 password_hash_rounds = 4
@@ -83,7 +64,7 @@ key_repository = $dir/credential
 [oslo_policy]
 policy_dirs = /etc/keystone/policy.d
 C
-  seeded "$dir/keystone.sqlite" keystone-manage --config-file "$dir/keystone.conf" db_sync
+  seeded keystone keystone-manage --config-file "$dir/keystone.conf" db_sync
   # shellcheck disable=SC2016
   inside sh -ec 'conf=$1; shift
     keystone-manage --config-file "$conf" fernet_setup --keystone-user root --keystone-group root
@@ -151,7 +132,7 @@ filesystem_store_datadir = $dir/staging
 [os_glance_tasks_store]
 filesystem_store_datadir = $dir/tasks
 [database]
-connection = sqlite:///$dir/glance.sqlite
+connection = $(database_url glance)
 [paste_deploy]
 flavor = keystone
 config_file = /etc/glance/glance-api-paste.ini
@@ -159,7 +140,7 @@ config_file = /etc/glance/glance-api-paste.ini
 lock_path = $dir/lock
 $(authtoken glance)
 C
-  seeded "$dir/glance.sqlite" glance-manage --config-file "$dir/glance-api.conf" db_sync
+  seeded glance glance-manage --config-file "$dir/glance-api.conf" db_sync
   touch "$dir/.made"
   progress_done "$t0" "glance: database made"
 }
@@ -200,7 +181,6 @@ cinder_make() {
   local dir=$LAB_DIR/cinder t0
   [ ! -e "$dir/.made" ] || return 0
   t0=$(now)
-  rm -f "$dir"/{cinder.sqlite*,.made}
   mkdir -p "$dir"/{lock,state,conversion}
   [ -e "$dir/hook.conf" ] || write_hook none
   cat > "$dir/cinder.conf" <<C
@@ -233,7 +213,7 @@ rbd_ceph_conf = $CEPH_CONF
 rbd_flatten_volume_from_snapshot = false
 rbd_max_clone_depth = 5
 [database]
-connection = sqlite:///$dir/cinder.sqlite
+connection = $(database_url cinder)
 [oslo_concurrency]
 lock_path = $dir/lock
 [service_user]
@@ -241,7 +221,7 @@ send_service_user_token = True
 $(credentials cinder)
 $(authtoken cinder)
 C
-  seeded "$dir/cinder.sqlite" cinder-manage --config-file "$dir/cinder.conf" db sync
+  seeded cinder cinder-manage --config-file "$dir/cinder.conf" db sync
   touch "$dir/.made"
   progress_done "$t0" "cinder: database made"
 }
@@ -250,8 +230,8 @@ C
 reported() {
   local since
   since=$(stat -c %Y "$LAB_DIR/pids/cinder-$1")
-  [ "$(inside sqlite3 -readonly "$LAB_DIR/cinder/cinder.sqlite" "select count(*) from services where binary = 'cinder-$1'
-    and not deleted and not disabled and strftime('%s', updated_at) >= '$since'")" -ge 1 ]
+  [ "$(sql cinder -e "select count(*) from services where \`binary\` = 'cinder-$1' and not deleted and not disabled
+    and unix_timestamp(updated_at) >= $since")" -ge 1 ]
 }
 
 cinder_ready() { # cinder_ready cinder|DAEMON: wait until it serves

@@ -10,7 +10,7 @@ PACKAGES=(
   ceph-mon ceph-osd ceph-mgr ceph-common python3-rados python3-rbd rabbitmq-server
   keystone glance-api cinder-api cinder-scheduler cinder-volume uwsgi-core uwsgi-plugin-python3
   python3-openstackclient python3-cinderclient python3-glanceclient python3-openstacksdk
-  qemu-utils sqlite3 curl jq procps
+  mariadb-server-core mariadb-client-core mariadb-client python3-pymysql qemu-utils curl jq procps
 )
 
 # Left out of every package: nothing here is read at run time, and small files are most of the unpacking time.
@@ -95,13 +95,14 @@ prepare() {
   exec 8> "$LAB_ROOT.lock"
   flock -n 8 || { progress "another prepare is running: waiting for it"; flock 8; }
   root_ready && { exec 8>&-; return 0; }
+  retire_check
   t0=$(now)
   : > "$log"
   install_mmdebstrap "$log"
   progress "making the root file system: Debian $LAB_GENERATION and ${#PACKAGES[@]} packages (about a minute; log: $log)"
   rm -rf --one-file-system "$LAB_ROOT.new"
   make_root "$log" || fail "mmdebstrap could not make the root file system" "$log"
-  retire_root
+  rm -rf --one-file-system "$LAB_ROOT"
   root_fingerprint > "$LAB_ROOT.new/$ROOT_MARKER"
   mv "$LAB_ROOT.new" "$LAB_ROOT"
   rm -f "$LAB_ROOT.hook"
@@ -109,9 +110,9 @@ prepare() {
   progress_done "$t0" "root file system $LAB_ROOT, $(du -sh "$LAB_ROOT" | cut -f1)"
 }
 
-# retire_root removes an outdated root file system, but never under running daemons.
-retire_root() {
+# retire_check: an outdated root file system is made again, but never under running daemons.
+retire_check() {
   [ -e "$LAB_ROOT" ] || return 0
   any_alive && die "the root file system is out of date and its daemons run: first 'lab down $LAB_GENERATION'"
-  rm -rf --one-file-system "$LAB_ROOT"
+  progress "the root file system is out of date"
 }
