@@ -1,0 +1,112 @@
+package cinder
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cinderlift/cinderlift/internal/oslo"
+	"github.com/cinderlift/cinderlift/worker"
+)
+
+// SourceOptions of NewSource. The zero value is useful.
+type SourceOptions struct {
+	Exchange string // the cloud's control exchange, the only one where results may go; default "openstack"
+}
+
+// Source hands out the requests that arrive on the bus. It implements worker.Source.
+type Source struct {
+	bus      Bus
+	exchange string
+}
+
+var _ worker.Source = (*Source)(nil)
+
+// NewSource takes requests from bus.
+func NewSource(bus Bus, o SourceOptions) *Source {
+	return &Source{bus: bus, exchange: exchangeOr(o.Exchange)}
+}
+
+func exchangeOr(name string) string {
+	if name == "" {
+		return DefaultExchange
+	}
+
+	return name
+}
+
+// Receive waits for a request.
+func (s *Source) Receive(ctx context.Context) (worker.Delivery, error) {
+	m, err := s.bus.Receive(ctx)
+	if err != nil {
+		return nil, err
+	}
+
+	return &delivery{Message: m, bus: s.bus, exchange: s.exchange, received: time.Now()}, nil
+}
+
+// delivery is one message that is a request, or should be.
+type delivery struct {
+	Message
+	bus      Bus
+	exchange string
+	received time.Time
+}
+
+// Job reads the request.
+func (d *delivery) Job() (worker.Job, error) {
+	r, err := d.Request()
+	if err != nil {
+		return worker.Job{}, badRequest(err)
+	}
+	q, err := parse(r, d.exchange)
+	if err != nil {
+		return worker.Job{}, err
+	}
+	kept, err := json.Marshal(newOrigin(r, q, d.Expiration(), d.received))
+	if err != nil {
+		return worker.Job{}, badRequest(fmt.Errorf("keep the request for image %s: %w", q.imageID, err))
+	}
+
+	return worker.Job{
+		ImageID: q.imageID, VolumeID: q.volumeID, ProjectID: q.project,
+		DiskFormat: q.disk, ContainerFormat: q.container,
+		RequestID: r.Context.RequestID(), GlobalRequestID: r.Context.GlobalRequestID(),
+		Digest: q.digest(), Origin: kept, Private: r.Context,
+	}, nil
+}
+
+// Reject tells a caller first and dead-letters then, because the dead letter acknowledges the message: a crash between
+// the two repeats the telling, which is harmless, and loses nothing.
+func (d *delivery) Reject(ctx context.Context, why error) error {
+	if r, _ := d.Request(); r.IsCall() {
+		err := d.bus.Reply(ctx, r, oslo.Reply{Failure: rejection(r, why)})
+		if err != nil && !errors.Is(err, ErrUnroutable) {
+			return fmt.Errorf("tell the caller of %s: %w", r.MsgID, err)
+		}
+	}
+
+	return d.DeadLetter(ctx, string(worker.ReasonOf(why))+": "+why.Error())
+}
+
+// rejection is the failure for a caller: what a Python server would say to what it does not serve, else Cinder's own
+// exception.
+func rejection(r oslo.Request, why error) *oslo.Failure {
+	var f *oslo.Failure
+	if errors.As(why, &f) {
+		return f
+	}
+	if worker.ReasonOf(why) == worker.ReasonBadRequest && r.Method != methodCopy {
+		return oslo.NoSuchMethod(r.Method)
+	}
+
+	return copyFailure(why.Error())
+}
+
+// copyFailure is the exception that Cinder's own drivers raise when an upload fails (cinder ab09bc3
+// cinder/exception.py, ImageCopyFailure: the template's one field is reason).
+func copyFailure(reason string) *oslo.Failure {
+	return oslo.CinderException("ImageCopyFailure", reason, map[string]any{"reason": reason})
+}
