@@ -142,6 +142,13 @@ func (c *Cloud) Inject(what string, f ...Fault) {
 	c.faults[what] = append(c.faults[what], f...)
 }
 
+// Forgive drops all faults that were not met yet.
+func (c *Cloud) Forgive() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.faults)
+}
+
 // Seen are the requests to services so far, such as "PUT image /v2/images/1/file".
 func (c *Cloud) Seen() []string {
 	c.mu.Lock()
