@@ -1,0 +1,81 @@
+# cinderlift. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO ?= go
+BUILD := build
+# go-ceph picks its calls by the name of the installed Ceph release (16 pacific, 17 quincy, 18 reef, 19 squid); newer
+# ones need no tag. Without librbd-dev there is no release, and packages with cgo are left out.
+CEPH_MAJOR := $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cut -d. -f1)
+CEPH_RELEASE := $(patsubst 16,pacific,$(patsubst 17,quincy,$(patsubst 18,reef,$(patsubst 19,squid,$(CEPH_MAJOR)))))
+TAGS := $(CEPH_RELEASE),ceph_preview
+# Everything that needs no librbd.
+PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/lab/...
+GENERATIONS ?= bookworm trixie
+LAB := deployments/lab/lab
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: tags
+tags:
+	@echo $(TAGS)
+
+.PHONY: deps
+deps: ## install what building and testing need (Debian 12 or 13, root)
+	@deployments/deps
+
+.PHONY: build
+build: deps ## build build/cinderlift
+	@$(MAKE) --no-print-directory binary
+
+.PHONY: binary
+binary:
+	@mkdir -p $(BUILD)
+	$(GO) build -tags $(TAGS) -trimpath -o $(BUILD)/cinderlift ./cmd/cinderlift
+
+.PHONY: unit
+unit: ## tests without services and without librbd, with the race detector; under a minute
+	$(GO) vet $(PURE)
+	$(GO) test -race -count=1 $(PURE)
+
+.PHONY: check
+check: deps ## gofmt, vet and the linters
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
+	$(GO) vet -tags $(TAGS) ./...
+	$(GO) vet -tags $(TAGS),lab ./...
+	deployments/lint $(TAGS)
+
+.PHONY: test
+test: ## all tests, on both labs of real services; installs what it needs
+	@deployments/test $(GENERATIONS)
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZ_TIME (default 20s)
+	@deployments/fuzz $(or $(FUZZ_TIME),20s)
+
+.PHONY: bench
+bench: build ## stock Cinder and cinderlift in one go, with the ratio
+	@deployments/bench
+
+.PHONY: demo
+demo: ## see it work: stock Cinder and cinderlift on a real OpenStack (GENERATION=bookworm or trixie)
+	@deployments/demo/demo $(or $(GENERATION),bookworm)
+
+.PHONY: demo-down
+demo-down: ## end the demo and remove everything it made
+	@deployments/demo/down
+
+.PHONY: lab-up
+lab-up: ## only the lab: make lab-up GENERATION=trixie
+	@$(LAB) up $(or $(GENERATION),bookworm)
+
+.PHONY: lab-down
+lab-down: ## stop both labs
+	@for g in bookworm trixie; do $(LAB) down $$g; done
+
+.PHONY: clean
+clean: ## remove build/ (the labs stay; see demo-down)
+	rm -rf $(BUILD)

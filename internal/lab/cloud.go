@@ -1,0 +1,192 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/cinderlift/cinderlift/internal/keystone"
+)
+
+// Cloud is the lab's OpenStack as one user sees it.
+type Cloud struct {
+	*Lab
+	session *keystone.Session
+}
+
+// As signs in as one of the lab's users: admin, demo, other, service.
+func (l *Lab) As(ctx context.Context, user string) (*Cloud, error) {
+	u := "LAB_" + strings.ToUpper(user) + "_"
+	s, err := keystone.Open(ctx, keystone.Options{AuthURL: l.Env["OS_AUTH_URL"], Username: l.Env[u+"USER"],
+		Password: keystone.Secret(l.Env[u+"PASSWORD"]), ProjectName: l.Env[u+"PROJECT"], Region: l.Env["OS_REGION_NAME"]})
+	if err != nil {
+		return nil, err
+	}
+
+	return &Cloud{Lab: l, session: s}, nil
+}
+
+// Close ends the connections.
+func (c *Cloud) Close() { c.session.Close() }
+
+// Project is the user's project.
+func (c *Cloud) Project() string { return c.session.Project() }
+
+func (c *Cloud) do(ctx context.Context, s keystone.Service, method, path string, body, into any) error {
+	r := keystone.Request{Service: s, Op: "lab", What: method + " " + path, Method: method, Path: path, JSON: body}
+	if s == keystone.Volume {
+		r.Header = http.Header{"Openstack-Api-Version": {"volume 3.59"}}
+	}
+	a, err := c.session.Do(ctx, r)
+	switch {
+	case err != nil:
+		return err
+	case into == nil:
+		return a.Err()
+	default:
+		return a.Decode(into)
+	}
+}
+
+// Volume is what Cinder shows.
+type Volume struct {
+	ID, Status, Name string
+	Attachments      []struct{ ID string }
+	Bootable         string
+}
+
+// VolumeSpec is what to make: empty, or from an image.
+type VolumeSpec struct {
+	Name     string `json:"name"`
+	GiB      int    `json:"size"`
+	ImageRef string `json:"imageRef,omitempty"`
+	Type     string `json:"volume_type,omitempty"`
+}
+
+// CreateVolume makes a volume and waits until it is there.
+func (c *Cloud) CreateVolume(ctx context.Context, spec VolumeSpec) (string, error) {
+	var v struct{ Volume Volume }
+	if err := c.do(ctx, keystone.Volume, "POST", "/volumes", map[string]any{"volume": spec}, &v); err != nil {
+		return "", err
+	}
+
+	return v.Volume.ID, c.WaitVolume(ctx, v.Volume.ID, "available")
+}
+
+// Volume looks at one.
+func (c *Cloud) Volume(ctx context.Context, id string) (Volume, error) {
+	var v struct{ Volume Volume }
+	err := c.do(ctx, keystone.Volume, "GET", "/volumes/"+id, nil, &v)
+
+	return v.Volume, err
+}
+
+// WaitVolume waits for a status; `error` ends it.
+func (c *Cloud) WaitVolume(ctx context.Context, id, status string) error {
+	return Wait(ctx, "volume "+id+" to be "+status, func() (bool, error) {
+		v, err := c.Volume(ctx, id)
+		if err == nil && strings.HasPrefix(v.Status, "error") && v.Status != status {
+			return false, fmt.Errorf("volume %s is %s", id, v.Status)
+		}
+
+		return v.Status == status, err
+	})
+}
+
+// Act runs a volume action.
+func (c *Cloud) Act(ctx context.Context, id string, action map[string]any) error {
+	return c.do(ctx, keystone.Volume, "POST", "/volumes/"+id+"/action", action, nil)
+}
+
+// DeleteVolume deletes it and waits until it is gone.
+func (c *Cloud) DeleteVolume(ctx context.Context, id string) error {
+	if err := c.do(ctx, keystone.Volume, "DELETE", "/volumes/"+id, nil, nil); err != nil {
+		return err
+	}
+
+	return Wait(ctx, "volume "+id+" to be gone", func() (bool, error) {
+		a, err := c.session.Do(ctx, keystone.Request{Service: keystone.Volume, Op: "lab", What: "show volume", Method: "GET",
+			Path: "/volumes/" + id})
+		if err != nil {
+			return false, err
+		}
+		if strings.Contains(string(a.Body), `"status": "error_deleting"`) {
+			return false, fmt.Errorf("volume %s is error_deleting", id)
+		}
+
+		return a.Code == http.StatusNotFound, nil
+	})
+}
+
+// UploadSpec is the body of os-volume_upload_image, which `openstack image create --volume` sends.
+type UploadSpec struct {
+	Name            string `json:"image_name"`
+	DiskFormat      string `json:"disk_format"`
+	ContainerFormat string `json:"container_format"`
+	Force           bool   `json:"force"`
+}
+
+// Raw is the usual spec.
+func Raw(name string) UploadSpec {
+	return UploadSpec{Name: name, DiskFormat: "raw", ContainerFormat: "bare"}
+}
+
+// Upload asks Cinder for an image of the volume and answers the image's id.
+func (c *Cloud) Upload(ctx context.Context, volume string, spec UploadSpec) (string, error) {
+	var r struct {
+		Upload struct {
+			ImageID string `json:"image_id"`
+		} `json:"os-volume_upload_image"`
+	}
+	err := c.do(ctx, keystone.Volume, "POST", "/volumes/"+volume+"/action",
+		map[string]any{"os-volume_upload_image": spec}, &r)
+
+	return r.Upload.ImageID, err
+}
+
+// Image is what Glance shows.
+type Image struct {
+	ID, Status      string
+	Owner           string
+	DiskFormat      string `json:"disk_format"`
+	ContainerFormat string `json:"container_format"`
+	Size            int64
+	Stores          string
+	Checksum        string
+	HashAlgo        string `json:"os_hash_algo"`
+	HashValue       string `json:"os_hash_value"`
+}
+
+// Image looks at one; the status is "" when it is gone.
+func (c *Cloud) Image(ctx context.Context, id string) (Image, error) {
+	a, err := c.session.Do(ctx, keystone.Request{Service: keystone.Image, Op: "lab", What: "show image " + id, Method: "GET",
+		Path: "/v2/images/" + id})
+	if err != nil || a.Code == http.StatusNotFound {
+		return Image{}, err
+	}
+	var i Image
+
+	return i, a.Decode(&i)
+}
+
+// WaitImage waits for a status; "" for gone.
+func (c *Cloud) WaitImage(ctx context.Context, id, status string) error {
+	last := ""
+	err := Wait(ctx, "image "+id+" to be "+status, func() (bool, error) {
+		i, err := c.Image(ctx, id)
+		last = i.Status
+
+		return i.Status == status, err
+	})
+	if err != nil {
+		return fmt.Errorf("%w (it is %q)", err, last)
+	}
+
+	return nil
+}
+
+// DeleteImage deletes it.
+func (c *Cloud) DeleteImage(ctx context.Context, id string) error {
+	return c.do(ctx, keystone.Image, "DELETE", "/v2/images/"+id, nil, nil)
+}

@@ -1,0 +1,201 @@
+package lab
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Worker is a cinderlift process against the lab.
+type Worker struct {
+	Listen string // address of /metrics and the probes
+	Pid    int
+
+	cmd  *exec.Cmd
+	done chan struct{}
+
+	mu   sync.Mutex
+	logs []LogLine
+}
+
+// LogLine is one line of the worker's JSON log.
+type LogLine map[string]any
+
+// Settings are the variables with which a worker serves this lab; it takes none from the caller's environment.
+func (l *Lab) Settings() map[string]string {
+	return map[string]string{
+		"CINDERLIFT_TRANSPORT_URL": l.Env["LAB_TRANSPORT_URL"],
+		"CINDERLIFT_CEPH_CONF":     l.Env["CEPH_CONF"],
+		"CINDERLIFT_CEPH_USER":     l.Env["LAB_CEPH_USER"],
+		"CINDERLIFT_SCAN_EVERY":    "2s",
+		"OS_AUTH_URL":              l.Env["OS_AUTH_URL"],
+		"OS_USERNAME":              l.Env["LAB_SERVICE_USER"],
+		"OS_PASSWORD":              l.Env["LAB_SERVICE_PASSWORD"],
+		"OS_PROJECT_NAME":          l.Env["LAB_SERVICE_PROJECT"],
+		"OS_REGION_NAME":           l.Env["OS_REGION_NAME"],
+	}
+}
+
+// Binary is where `make build` puts the program: build/cinderlift of the repository.
+func (l *Lab) Binary() string {
+	if b := os.Getenv("CINDERLIFT_LAB_BINARY"); b != "" {
+		return b
+	}
+
+	return filepath.Join(filepath.Dir(l.Env["LAB_COMMAND"]), "..", "..", "build", "cinderlift")
+}
+
+// StartWorker starts `cinderlift serve` with Settings and more, and waits until it is ready. tee gets the log; nil: nobody.
+func (l *Lab) StartWorker(ctx context.Context, more map[string]string, tee io.Writer) (*Worker, error) {
+	w := &Worker{done: make(chan struct{})}
+	w.cmd = exec.Command(l.Binary(), "serve") //nolint:noctx // ended by Stop and Kill, which tests tell apart
+	set := l.Settings()
+	set["CINDERLIFT_LISTEN"] = "127.0.0.1:0"
+	for k, v := range more {
+		set[k] = v
+	}
+	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "NO_PROXY=127.0.0.1"}
+	for k, v := range set {
+		w.cmd.Env = append(w.cmd.Env, k+"="+v)
+	}
+	stderr, err := w.cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := w.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start the worker; `make build` makes it: %w", err)
+	}
+	w.Pid = w.cmd.Process.Pid
+	go w.read(stderr, tee)
+
+	return w, w.awaitReady(ctx)
+}
+
+// read keeps the log until the process ends.
+func (w *Worker) read(r io.Reader, tee io.Writer) {
+	defer close(w.done)
+	s := bufio.NewScanner(r)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		if tee != nil {
+			fmt.Fprintln(tee, s.Text())
+		}
+		var line LogLine
+		if json.Unmarshal(s.Bytes(), &line) != nil {
+			line = LogLine{"msg": s.Text()}
+		}
+		w.mu.Lock()
+		w.logs = append(w.logs, line)
+		w.mu.Unlock()
+	}
+}
+
+func (w *Worker) awaitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
+	err := Wait(ctx, "the worker to be ready", func() (bool, error) {
+		select {
+		case <-w.done:
+			return false, fmt.Errorf("the worker ended: %v", w.Logs())
+		default:
+		}
+		if w.Listen == "" {
+			w.Listen = w.find("address")
+
+			return false, nil
+		}
+		res, err := http.Get("http://" + w.Listen + "/readyz") //nolint:noctx // loopback, answered from memory
+		if err != nil {
+			return false, nil //nolint:nilerr // not listening yet
+		}
+		res.Body.Close()
+
+		return res.StatusCode == http.StatusOK, nil
+	})
+	if err != nil {
+		_ = w.Kill()
+
+		return fmt.Errorf("%w; its log: %v", err, w.Logs())
+	}
+
+	return nil
+}
+
+// find answers the first value of a key in the log.
+func (w *Worker) find(key string) string {
+	for _, line := range w.Logs() {
+		if v, ok := line[key].(string); ok {
+			return v
+		}
+	}
+
+	return ""
+}
+
+// Logs is the log so far.
+func (w *Worker) Logs() []LogLine {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+
+	return append([]LogLine(nil), w.logs...)
+}
+
+// Stop sends SIGTERM and waits for the end.
+func (w *Worker) Stop() error { return w.end(syscall.SIGTERM) }
+
+// Kill ends it as a power cut does.
+func (w *Worker) Kill() error { return w.end(syscall.SIGKILL) }
+
+func (w *Worker) end(s syscall.Signal) error {
+	if err := w.cmd.Process.Signal(s); err != nil {
+		return err
+	}
+	<-w.done
+
+	return w.cmd.Wait()
+}
+
+// Metrics scrapes the worker: series with labels, as written, to value.
+func (w *Worker) Metrics(ctx context.Context) (map[string]float64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.Listen+"/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	series := map[string]float64{}
+	for s := bufio.NewScanner(res.Body); s.Scan(); {
+		if i := strings.LastIndexByte(s.Text(), ' '); i > 0 && s.Text()[0] != '#' {
+			if v, err := strconv.ParseFloat(s.Text()[i+1:], 64); err == nil {
+				series[s.Text()[:i]] = v
+			}
+		}
+	}
+
+	return series, nil
+}
+
+// RSS is the worker's resident memory now, in bytes.
+func (w *Worker) RSS() (int64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", w.Pid))
+	if err != nil {
+		return 0, err
+	}
+	pages, err := strconv.ParseInt(strings.Fields(string(b))[1], 10, 64)
+
+	return pages * int64(os.Getpagesize()), err
+}
