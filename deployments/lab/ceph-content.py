@@ -1,9 +1,11 @@
 """Content of the lab's Ceph, over one connection (each call of the ceph command line costs most of a second).
 
-Usage: ceph-content.py osds|pools DIRECTORY COUNT, with CEPH_CONF set.
-  osds   make the ids of COUNT OSDs known; their uuids are in DIRECTORY/osdN/uuid
-  pools  wait for COUNT OSDs, make the pools, wait until every PG is active+clean
-Both are idempotent.
+Usage, with CEPH_CONF set:
+  ceph-content.py osds DIRECTORY COUNT   make the ids of COUNT OSDs known; their uuids are in DIRECTORY/osdN/uuid
+  ceph-content.py seen                   print which incarnation of each daemon the monitor knows
+  ceph-content.py joined SEEN DAEMON...  wait until it knows a newer incarnation of each DAEMON than SEEN
+  ceph-content.py pools COUNT            wait for COUNT OSDs, make the pools, wait until every PG is active+clean
+All are idempotent, and give up after 120 seconds.
 """
 import json
 import os
@@ -14,6 +16,7 @@ import rados
 import rbd
 
 POOLS = ('volumes', 'images', 'images2')
+PGS = 32
 DEADLINE = time.monotonic() + 120
 
 
@@ -32,36 +35,60 @@ def wait_for(what, condition):
 
 
 def add_osds(cluster, directory, count):
-    for osd in range(count):
+    for osd in range(int(count)):
         with open('%s/osd%d/uuid' % (directory, osd)) as f:
             ask(cluster, 'osd new', uuid=f.read().strip(), id=osd)
+
+
+def seen(cluster):
+    """Daemon -> a value that changes each time it joins; only what is up and usable."""
+    osds = ask(cluster, 'osd dump')['osds']
+    known = {'ceph-osd%d' % o['osd']: o['up_from'] for o in osds if o['up']}
+    mgr = ask(cluster, 'mgr dump')
+    if mgr['available']:
+        known['ceph-mgr'] = mgr['active_gid']
+    return known
+
+
+def wait_joined(cluster, before, daemons):
+    before = json.loads(before)
+
+    def joined():
+        known = seen(cluster)
+        return all(d in known and known[d] != before.get(d) for d in daemons)
+    wait_for(' '.join(daemons) + ' up', joined)
 
 
 def clean(cluster):
     # All PGs count, also those of the pools that Ceph makes for itself (device_health_metrics, .mgr).
     summary = ask(cluster, 'pg stat')['pg_summary']
     states = {s['name']: s['num'] for s in summary['num_pg_by_state']}
-    return summary['num_pgs'] >= 32 * len(POOLS) and states.get('active+clean') == summary['num_pgs']
+    return summary['num_pgs'] >= PGS * len(POOLS) and states.get('active+clean') == summary['num_pgs']
 
 
 def make_pools(cluster, count):
-    wait_for('%d OSDs up' % count, lambda: ask(cluster, 'osd stat')['num_up_osds'] == count)
-    missing = set(POOLS) - set(cluster.list_pools())
+    wait_for(count + ' OSDs up', lambda: ask(cluster, 'osd stat')['num_up_osds'] == int(count))
+    missing = sorted(set(POOLS) - set(cluster.list_pools()))
     for pool in missing:
-        ask(cluster, 'osd pool create', pool=pool, pg_num=32, pgp_num=32)
-    for pool in missing:
+        ask(cluster, 'osd pool create', pool=pool, pg_num=PGS, pgp_num=PGS)
+    for pool in POOLS:  # not only the missing: one that was made may have been left without this
         with cluster.open_ioctx(pool) as io:
-            rbd.RBD().pool_init(io, True)
+            if 'rbd' not in io.application_list():
+                rbd.RBD().pool_init(io, True)
     wait_for('all PGs active+clean', lambda: clean(cluster))
 
 
 def main():
-    what, directory, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    what, args = sys.argv[1], sys.argv[2:]
     with rados.Rados(conffile=os.environ['CEPH_CONF'], name='client.admin') as cluster:
         if what == 'osds':
-            add_osds(cluster, directory, count)
+            add_osds(cluster, *args)
+        elif what == 'seen':
+            print(json.dumps(seen(cluster)))
+        elif what == 'joined':
+            wait_joined(cluster, args[0], args[1:])
         else:
-            make_pools(cluster, count)
+            make_pools(cluster, *args)
 
 
 main()

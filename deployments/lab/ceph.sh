@@ -26,7 +26,6 @@ osd_pool_default_pg_autoscale_mode = off
 osd_pool_default_pg_num = 32
 keyring = $CEPH_DIR/keyring
 run_dir = $RUN_DIR
-log_file = $LAB_DIR/log/\$cluster-\$name.log
 admin_socket = $RUN_DIR/\$name.asok
 [client]
 log_file =
@@ -38,6 +37,7 @@ keyring = $CEPH_DIR/etc/ceph.client.glance.keyring
 [client.cinderlift]
 keyring = $CEPH_DIR/etc/ceph.client.cinderlift.keyring
 [mon]
+log_file = $LAB_DIR/log/ceph-mon-app.log
 mon_data = $CEPH_DIR/mon
 mon_initial_members = a
 mon_cluster_log_file = $LAB_DIR/log/ceph-cluster.log
@@ -53,9 +53,11 @@ auth_allow_insecure_global_id_reclaim = false
 [mon.a]
 public_addr = v2:127.0.0.1:$MON_PORT
 [mgr]
+log_file = $LAB_DIR/log/ceph-mgr-app.log
 mgr_data = $CEPH_DIR/mgr
 mgr_initial_modules =
 [osd]
+log_file = $LAB_DIR/log/ceph-osd\$id-app.log
 osd_data = $CEPH_DIR/osd\$id
 osd_objectstore = bluestore
 bluestore_block_size = $((OSD_GIB << 30))
@@ -126,23 +128,45 @@ ceph_command() { # ceph_command DAEMON: sets COMMAND
   esac
 }
 
+ceph_content() { inside /usr/bin/python3 - "$@" < "$HERE/ceph-content.py"; }
+
+# ceph_start DAEMON…: start those that do not run, and wait until the monitor knows the new processes; it would report
+# the old ones as up for a while after a kill.
+ceph_start() {
+  local d before t0 dead=()
+  for d; do alive "$d" || dead+=("$d"); done
+  [ ${#dead[@]} -gt 0 ] || return 0
+  if [ "${dead[0]}" = ceph-mon ]; then
+    launch ceph-mon
+    await 30 ceph-mon "ceph: mon listens" port_open "$MON_PORT"
+    dead=("${dead[@]:1}")
+  fi
+  before=$(ceph_content seen) || fail "the monitor does not answer" "$(logs_of ceph-mon)"
+  for d in "${dead[@]}"; do launch "$d"; done
+  t0=$(now)
+  # shellcheck disable=SC2046 # one log per word
+  ceph_content joined "$before" "${dead[@]}" || fail "not joined to the cluster: ${dead[*]}" $(for d in "${dead[@]}"; do logs_of "$d"; done)
+  progress_done "$t0" "ceph: ${dead[*]:-mon} up"
+}
+
 ceph_up() {
-  local d t0
+  local t0 d
   t0=$(now)
   if [ ! -e "$CEPH_DIR/.made" ]; then
+    for d in $(daemons_of ceph); do halt "$d"; done # of an attempt that failed
     make_ceph
     progress_done "$t0" "ceph: mon and $OSDS OSDs made"
+    ceph_start ceph-mon
+    ceph_content osds "$CEPH_DIR" "$OSDS" || fail "the OSDs could not be added" "$(logs_of ceph-mon)"
+  else
+    write_ceph_conf "$(fsid)"
   fi
-  launch ceph-mon
-  port_open "$MON_PORT" || await 30 ceph-mon "ceph: mon listens" port_open "$MON_PORT"
-  # Tells the new mon about the OSDs and the pools; on later starts it only waits until all PGs are clean.
-  [ -e "$CEPH_DIR/.made" ] || inside /usr/bin/python3 - osds "$CEPH_DIR" "$OSDS" < "$HERE/ceph-content.py" \
-    || fail "the OSDs could not be added" "$LAB_DIR/log/ceph-mon.log"
-  for d in $(daemons_of ceph); do launch "$d"; done
+  # shellcheck disable=SC2046
+  ceph_start $(daemons_of ceph)
   t0=$(now)
-  inside /usr/bin/python3 - pools "$CEPH_DIR" "$OSDS" < "$HERE/ceph-content.py" \
-    || fail "Ceph did not become healthy" "$LAB_DIR"/log/ceph-{mon,osd0,osd1,osd2,mgr}.log
-  progress_done "$t0" "ceph: $OSDS OSDs up, pools there, all PGs active+clean"
+  # shellcheck disable=SC2046
+  ceph_content pools "$OSDS" || fail "Ceph did not become healthy" $(for d in $(daemons_of ceph); do logs_of "$d"; done)
+  progress_done "$t0" "ceph: pools there, all PGs active+clean"
   touch "$CEPH_DIR/.made"
 }
 
@@ -155,5 +179,5 @@ set_caps() {
     *) usage_error "caps are 'early' or 'documented', not '$1'" ;;
   esac
   inside ceph auth caps client.glance mon 'profile rbd' mgr 'profile rbd pool=images, profile rbd pool=images2' osd "$osd" 2>/dev/null \
-    || fail "the caps of client.glance could not be changed" "$LAB_DIR/log/ceph-mon.log"
+    || fail "the caps of client.glance could not be changed" "$(logs_of ceph-mon)"
 }

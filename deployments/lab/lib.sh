@@ -11,6 +11,7 @@ settings() { # settings GENERATION: everything that follows from the generation
   LAB_STATE=$(readlink -m "${LAB_STATE:-$REPO/.lab}")
   LAB_ROOT=$(readlink -m "${LAB_ROOTS:-$LAB_STATE}")/root.$LAB_GENERATION
   LAB_DIR=$LAB_STATE/$LAB_GENERATION
+  [[ $LAB_DIR$REPO != *[[:space:]\'\"]* ]] || die "the path of the lab has blanks or quotes: $LAB_DIR"
   # Unix socket paths end at 107 bytes and a clone may live anywhere: sockets get a short directory of their own.
   RUN_DIR=/run/cinderlift-lab.$(printf %s "$LAB_DIR" | sha256sum | cut -c1-8)
   GLUE_DIR=$REPO/deployments/cinder
@@ -178,6 +179,13 @@ reap_group() {
   rm -f "$LAB_DIR/pids/$1"
 }
 
+# slay DAEMON: KILL it with its children, as a power cut would. (The children of glance-api go on serving otherwise.)
+slay() {
+  local pid
+  pid=$(pid_of "$1") && kill -KILL "$pid" 2>/dev/null
+  reap_group "$1"
+}
+
 # halt DAEMON: TERM, up to 20 s of patience, KILL, then the rest of its group. Idempotent.
 halt() {
   local pid tries
@@ -196,19 +204,21 @@ await() {
   deadline=$((t0 + $1 * 1000))
   shift 3
   until "$@" > /dev/null 2>&1; do
-    alive "$daemon" || fail "$daemon died before: $what" "$LAB_DIR/log/$daemon.log"
-    [ "$(now)" -lt "$deadline" ] || fail "$daemon runs, but not so within $(((deadline - t0) / 1000)) s: $what" "$LAB_DIR/log/$daemon.log"
+    # shellcheck disable=SC2046 # one log per word
+    alive "$daemon" || fail "$daemon died before: $what" $(logs_of "$daemon")
+    # shellcheck disable=SC2046
+    [ "$(now)" -lt "$deadline" ] || fail "$daemon runs, but not yet after $(((deadline - t0) / 1000)) s: $what" $(logs_of "$daemon")
     sleep 0.1
   done
   progress_done "$t0" "$what"
 }
 
-# answers URL: an HTTP server is there, whatever it says. Needs nothing but bash: the host may have no curl.
-answers() {
-  local line
-  exec 7<> "/dev/tcp/127.0.0.1/$1" || return 1
+# logs_of DAEMON: what it prints, and what it logs. The state directory's path has no blanks (settings checks that).
+logs_of() { local f; for f in "$LAB_DIR/log/$1.log" "$LAB_DIR/log/$1-app.log"; do [ ! -s "$f" ] || echo "$f"; done; }
+
+# answers PORT PATH: an HTTP server is there, and well. Needs nothing but bash: the host may have no curl.
+answers() (
+  exec 2> /dev/null 7<> "/dev/tcp/127.0.0.1/$1" || exit 1
   printf 'GET %s HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n' "$2" >&7
-  IFS= read -r -t 10 line <&7 || { exec 7>&-; return 1; }
-  exec 7>&-
-  [[ $line == HTTP/1.?' '[234]* ]]
-}
+  IFS= read -r -t 10 line <&7 && [[ $line == HTTP/1.?' '[234]* ]]
+)

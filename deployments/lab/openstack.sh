@@ -86,8 +86,9 @@ keystone_up() {
   await 60 keystone "keystone: answers" answers "$KEYSTONE_PORT" /v3
   [ ! -e "$dir/.made" ] || return 0
   t0=$(now)
+  # shellcheck disable=SC2046
   inside /usr/bin/python3 - "$KEYSTONE_URL" "$PASSWORD" "$GLANCE_URL" "$CINDER_URL" < "$HERE/keystone-content.py" \
-    || fail "users and catalog could not be made" "$LAB_DIR/log/keystone.log" "$LAB_DIR/log/keystone-app.log"
+    || fail "users and catalog could not be made" $(logs_of keystone)
   progress_done "$t0" "keystone: users, roles and catalog"
   touch "$dir/.made"
 }
@@ -242,14 +243,15 @@ cinder_ready() { # cinder_ready cinder|DAEMON: wait until it serves
     esac
   done
   case $1 in cinder | cinder-api)
-    answers "$CINDER_PORT" / 2>/dev/null || await 60 cinder-api "cinder: api answers" answers "$CINDER_PORT" / ;;
+    answers "$CINDER_PORT" / || await 60 cinder-api "cinder: api answers" answers "$CINDER_PORT" / ;;
   esac
 }
 
-cinder_up() {
+cinder_up() { # cinder_up [DAEMON]
   local d
-  for d in $(daemons_of cinder); do launch "$d"; done
-  cinder_ready cinder
+  cinder_make
+  for d in $(daemons_of "${1:-cinder}"); do launch "$d"; done
+  cinder_ready "${1:-cinder}"
 }
 
 HOOKS="none volume_manager volume_api_class volume_driver"

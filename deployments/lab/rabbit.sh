@@ -54,19 +54,16 @@ C
 
 # amqp_answers: the broker speaks AMQP 0-9-1 (its first frame is a method frame on channel 0). It listens only when it
 # is ready, so this is as good as 'rabbitmqctl await_startup' and 5 s faster.
-amqp_answers() {
-  local octet
-  exec 7<> "/dev/tcp/127.0.0.1/$AMQP_PORT" || return 1
+amqp_answers() (
+  exec 2> /dev/null 7<> "/dev/tcp/127.0.0.1/$AMQP_PORT" || exit 1
   printf 'AMQP\x00\x00\x09\x01' >&7
-  octet=$(head -c 1 <&7 | od -An -tx1 | tr -d ' ')
-  exec 7>&-
-  [ "$octet" = 01 ]
-}
+  [ "$(timeout 5 head -c 1 <&7 | od -An -tx1 | tr -d ' ')" = 01 ]
+)
 
 rabbit_up() {
   [ -e "$LAB_DIR/rabbit/.made" ] || make_rabbit
   launch epmd
-  alive rabbit && amqp_answers 2>/dev/null && return 0
+  alive rabbit && amqp_answers && return 0
   port_open "$EPMD_PORT" || await 10 epmd "rabbit: epmd listens" port_open "$EPMD_PORT"
   launch rabbit
   await 90 rabbit "rabbit: broker answers" amqp_answers
