@@ -11,7 +11,7 @@ CEPH_MAJOR := $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cu
 CEPH_RELEASE := $(patsubst 16,pacific,$(patsubst 17,quincy,$(patsubst 18,reef,$(patsubst 19,squid,$(CEPH_MAJOR)))))
 TAGS := $(CEPH_RELEASE),ceph_preview
 # Everything that needs no librbd.
-PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/lab/...
+PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/lab/... ./internal/arrows/...
 GENERATIONS ?= bookworm trixie
 LAB := deployments/lab/lab
 
@@ -40,6 +40,10 @@ binary:
 unit: ## tests without services and without librbd, with the race detector; under a minute
 	$(GO) vet $(PURE)
 	$(GO) test -race -count=1 $(PURE)
+
+.PHONY: unit-ceph
+unit-ceph: ## tests without services of what needs librbd
+	$(GO) test -race -count=1 -tags $(TAGS) ./cmd/... ./internal/ceph/...
 
 .PHONY: check
 check: deps ## gofmt, vet and the linters

@@ -218,19 +218,20 @@ func (m *Recorder) Request(service string, code int) {
 	}
 }
 
-// BusConnected tells whether the broker's connections are up; again is true for every time but the first.
-func (m *Recorder) BusConnected(up, again bool) {
-	if !up {
+// BusConnected tells whether all connections to the broker are up.
+func (m *Recorder) BusConnected(up bool) {
+	if up {
+		m.connected.Set(1)
+	} else {
 		m.connected.Set(0)
-		m.errors.WithLabelValues(Bus).Inc()
-
-		return
-	}
-	m.connected.Set(1)
-	if again {
-		m.reconnects.Inc()
 	}
 }
+
+// BusReconnected counts a connection that was made again.
+func (m *Recorder) BusReconnected() { m.reconnects.Inc() }
+
+// BusFailed counts a connection that was lost or could not be made.
+func (m *Recorder) BusFailed() { m.errors.WithLabelValues(Bus).Inc() }
 
 // CephFailed counts a failure outside of a job, such as a health probe that got no answer.
 func (m *Recorder) CephFailed() { m.errors.WithLabelValues(Ceph).Inc() }

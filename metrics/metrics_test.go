@@ -111,9 +111,9 @@ func TestWhatIsRecordedShows(t *testing.T) {
 		{"no answer", func(m *metrics.Recorder) { m.Request(metrics.Cinder, 0) }, `cinderlift_errors_total{service="cinder"} 1`},
 		{"server error", func(m *metrics.Recorder) { m.Request(metrics.Keystone, 503) },
 			`cinderlift_errors_total{service="keystone"} 1`},
-		{"bus up", func(m *metrics.Recorder) { m.BusConnected(true, false) }, `cinderlift_bus_connected 1`},
-		{"bus again", func(m *metrics.Recorder) { m.BusConnected(true, true) }, `cinderlift_bus_reconnects_total 1`},
-		{"bus down", func(m *metrics.Recorder) { m.BusConnected(false, false) }, `cinderlift_errors_total{service="bus"} 1`},
+		{"bus up", func(m *metrics.Recorder) { m.BusConnected(true) }, `cinderlift_bus_connected 1`},
+		{"bus again", func(m *metrics.Recorder) { m.BusReconnected() }, `cinderlift_bus_reconnects_total 1`},
+		{"bus lost", func(m *metrics.Recorder) { m.BusFailed() }, `cinderlift_errors_total{service="bus"} 1`},
 		{"probe", func(m *metrics.Recorder) { m.CephFailed() }, `cinderlift_errors_total{service="ceph"} 1`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

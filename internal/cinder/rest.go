@@ -291,7 +291,7 @@ func unlessMissing(err error) error {
 // host of an active-active back end is known to the scheduler by its cluster, so a host that it does not know counts as
 // any other with the same backend and pool, provided that these agree.
 func (c *REST) Backend(ctx context.Context, host string) (strategies.Backend, error) {
-	all, err := c.pools(ctx)
+	all, err := c.Backends(ctx)
 	if err != nil {
 		return strategies.Backend{}, err
 	}
@@ -316,8 +316,8 @@ func (c *REST) Backend(ctx context.Context, host string) (strategies.Backend, er
 	return one, nil
 }
 
-// pools is the scheduler's view by host@backend#pool; RBD ones only.
-func (c *REST) pools(ctx context.Context) (map[string]strategies.Backend, error) {
+// Backends is the scheduler's view by host@backend#pool; RBD ones only, none when Cinder does not tell us.
+func (c *REST) Backends(ctx context.Context) (map[string]strategies.Backend, error) {
 	c.mu.Lock()
 	k := c.backends
 	c.mu.Unlock()
