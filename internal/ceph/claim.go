@@ -1,0 +1,303 @@
+package ceph
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+
+	"github.com/cinderlift/cinderlift/worker"
+)
+
+const (
+	lockName = "lease"
+
+	// mustRenew is LIBRADOS_LOCK_FLAG_MUST_RENEW: a lock that has expired is not taken again, even when it is free
+	// (include/rados/librados.h:90). go-ceph has no name for it.
+	mustRenew = byte(1 << 1)
+)
+
+// Claim is a job's record under lease, with the connection over which the job's work in RBD is done. It implements
+// worker.Claim.
+type Claim struct {
+	c      *Cluster
+	key    string
+	cookie string
+	record worker.Record
+	images *Images
+
+	mu     sync.Mutex // of held: Release may be repeated
+	held   []string   // objects whose lease is ours
+	closed bool       // the connection is
+}
+
+var _ worker.Claim = (*Claim)(nil)
+
+// Claim implements worker.Journal. When it returns because ctx is done, a lease that it had just taken is given back in
+// the background.
+func (c *Cluster) Claim(ctx context.Context, key string) (worker.Claim, error) {
+	cl, err := await(ctx, func() (*Claim, error) { return c.claim(ctx, key) }, func(cl *Claim) { cl.abandon() })
+	if err != nil {
+		return nil, named("claim job "+key, err)
+	}
+
+	return cl, nil
+}
+
+// claim does everything in the order that safety needs: take the leases, fence the owner before, raise the epoch with
+// our own address in it, and only then let anyone use the connection. A crash anywhere leaves leases that expire, and an
+// address that whoever comes next fences.
+func (c *Cluster) claim(ctx context.Context, key string) (*Claim, error) {
+	e, err := c.load(key)
+	if err != nil {
+		return nil, err
+	}
+	cl := &Claim{c: c, key: key, cookie: c.opts.Owner + "/" + rand.Text(), closed: true}
+	err = cl.take(ctx, e.record.Job.VolumeID)
+	if err != nil {
+		cl.abandon()
+
+		return nil, err
+	}
+
+	return cl, nil
+}
+
+func (cl *Claim) take(ctx context.Context, volumeID string) error {
+	for _, object := range []string{jobPrefix + cl.key, volumePrefix + volumeID} {
+		if err := cl.lock(object); err != nil {
+			return err
+		}
+	}
+	e, err := cl.c.load(cl.key) // again: the owner before may have written until now
+	if err != nil {
+		return err
+	}
+	images, err := cl.c.connectImages()
+	if err != nil {
+		return err
+	}
+	cl.images, cl.closed = images, false
+	if e.addr != "" && e.addr != cl.c.addr && e.addr != images.addr {
+		if err := cl.c.fence(e.addr); err != nil {
+			return err
+		}
+		if err := barrier(ctx, images.conn); err != nil {
+			return fmt.Errorf("wait for the OSD map that fences %s: %w", e.addr, err)
+		}
+	}
+
+	return cl.enter(e.record)
+}
+
+// lock takes one lease. Whatever the answer was, Release tries to give it back.
+func (cl *Claim) lock(object string) error {
+	result, err := cl.c.io.LockExclusive(object, lockName, cl.cookie, "", cl.c.opts.LeaseTTL, nil)
+	switch {
+	case err != nil:
+		cl.held = append(cl.held, object)
+
+		return fmt.Errorf("lock %s: %w", object, err)
+	case -result == int(ebusy): // go-ceph answers it without an error
+		return fmt.Errorf("%s: %w", object, worker.ErrHeld)
+	default: // 0, or EEXIST: it is ours already
+		cl.held = append(cl.held, object)
+
+		return nil
+	}
+}
+
+// enter raises the epoch and writes our address.
+func (cl *Claim) enter(r worker.Record) error {
+	from := r.Epoch
+	r.Epoch, r.Owner = from+1, cl.c.opts.Owner
+	err := cl.c.update(cl.key, from, r.Epoch, map[string][]byte{
+		keyOwner: []byte(r.Owner), keyAddr: []byte(cl.images.addr),
+	})
+	if errors.Is(err, errEpoch) {
+		return fmt.Errorf("another worker raised the epoch: %w", worker.ErrHeld)
+	}
+	cl.record = r
+
+	return err
+}
+
+// Record implements worker.Claim.
+func (cl *Claim) Record() worker.Record { return cl.record }
+
+// Images is RBD over the claim's own connection, which a successor fences. It must not be used after Release.
+func (cl *Claim) Images() *Images { return cl.images }
+
+// Save implements worker.Claim. The epoch is compared on the OSD, so a record that a successor has taken over can't be
+// overwritten, however late the write arrives.
+func (cl *Claim) Save(ctx context.Context, r worker.Record) error {
+	r.Epoch, r.Owner = cl.record.Epoch, cl.record.Owner
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return refuse("save job "+cl.key, worker.ReasonInternal, worker.GiveUp, "encode the record: %w", err)
+	}
+	err = awaitErr(ctx, func() error {
+		return cl.c.update(cl.key, r.Epoch, r.Epoch, map[string][]byte{keyRecord: raw})
+	})
+	if errors.Is(err, errEpoch) {
+		err = fmt.Errorf("another worker has the job: %w", worker.ErrLeaseLost)
+	}
+
+	return classify("save job "+cl.key, err)
+}
+
+// Renew implements worker.Claim. It goes over the control connection, where no data can be in its way.
+func (cl *Claim) Renew(ctx context.Context) error {
+	objects := cl.leases()
+	err := awaitErr(ctx, func() error {
+		for _, object := range objects {
+			if err := cl.renew(object); err != nil {
+				return err
+			}
+		}
+
+		return nil
+	})
+
+	return classify("renew the lease on job "+cl.key, err)
+}
+
+func (cl *Claim) leases() []string {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+
+	return append([]string(nil), cl.held...)
+}
+
+func (cl *Claim) renew(object string) error {
+	flags := mustRenew
+	result, err := cl.c.io.LockExclusive(object, lockName, cl.cookie, "", cl.c.opts.LeaseTTL, &flags)
+	switch {
+	case is(err, enoent, eshutdown), -result == int(ebusy):
+		return fmt.Errorf("%s: %w", object, worker.ErrLeaseLost)
+	case err != nil:
+		return fmt.Errorf("lock %s: %w", object, err)
+	default:
+		return nil
+	}
+}
+
+// Release implements worker.Claim. The order matters: first the connection can do nothing more, then the journal stops
+// asking a successor to fence it, then the leases go.
+func (cl *Claim) Release(ctx context.Context) error {
+	err := awaitErr(ctx, func() error {
+		cl.mu.Lock()
+		defer cl.mu.Unlock()
+		if len(cl.held) == 0 && cl.closed {
+			return nil
+		}
+		if err := cl.disconnect(ctx); err != nil {
+			return err
+		}
+		if err := cl.leave(); err != nil {
+			return err
+		}
+
+		return cl.unlock()
+	})
+
+	return classify("release job "+cl.key, err)
+}
+
+// abandon releases in the background of a claim that failed.
+func (cl *Claim) abandon() {
+	ctx, cancel := context.WithTimeout(context.Background(), cl.c.opts.LeaseTTL)
+	defer cancel()
+	if err := cl.Release(ctx); err != nil {
+		cl.c.opts.Logger.Warn("a lease could not be given back and has to expire", "job", cl.key, "error", err)
+	}
+}
+
+// linger is how long work that can't be interrupted may take to end by itself before it is cut off: a cancelled flatten
+// takes about a second.
+const linger = 5 * time.Second
+
+// disconnect ends the claim's connection. Work that hangs in a call is ended by blocklisting the connection's address:
+// after that it can do no harm, whenever the call returns.
+func (cl *Claim) disconnect(ctx context.Context) error {
+	if cl.closed {
+		return nil
+	}
+	wait, cancel := context.WithTimeout(ctx, linger)
+	defer cancel()
+	if cl.images.close(wait) == nil {
+		cl.closed = true
+
+		return nil
+	}
+	if err := cl.c.fence(cl.images.addr); err != nil {
+		return fmt.Errorf("end work that hangs: %w", err)
+	}
+	if err := barrier(ctx, cl.c.conn); err != nil {
+		return fmt.Errorf("wait until the own fence holds: %w", err)
+	}
+	cl.closed = true
+	go cl.images.closeLate()
+
+	return nil
+}
+
+// leave takes our address out of the record, unless it is a successor's by now.
+func (cl *Claim) leave() error {
+	if cl.record.Epoch == 0 {
+		return nil // the epoch was not raised, or nobody knows
+	}
+	epoch := cl.record.Epoch
+	err := cl.c.update(cl.key, epoch, epoch, map[string][]byte{keyAddr: nil})
+	if errors.Is(err, errEpoch) {
+		return nil
+	}
+
+	return err
+}
+
+func (cl *Claim) unlock() error {
+	for len(cl.held) > 0 {
+		object := cl.held[len(cl.held)-1]
+		if _, err := cl.c.io.Unlock(object, lockName, cl.cookie); err != nil && !is(err, enoent) {
+			return fmt.Errorf("unlock %s: %w", object, err)
+		}
+		cl.held = cl.held[:len(cl.held)-1]
+		if object != jobPrefix+cl.key {
+			cl.sweep(object)
+		}
+	}
+
+	return nil
+}
+
+// sweep removes the volume's lock object if nobody has taken the lock since. It is only tidiness: errors do not matter.
+func (cl *Claim) sweep(object string) {
+	own, err := ioctx(cl.c.conn, cl.c.opts.JournalPool) // the last version is kept by I/O context
+	if err != nil {
+		return
+	}
+	defer own.Destroy()
+	own.SetNamespace(cl.c.opts.Namespace)
+	if _, err := own.Stat(object); err != nil {
+		return
+	}
+	version, err := own.GetLastVersion()
+	if err != nil {
+		return
+	}
+	info, err := own.ListLockers(object, lockName)
+	if err != nil || info.NumLockers > 0 {
+		return
+	}
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.AssertVersion(version)
+	op.Remove()
+	_ = op.Operate(own, object, rados.OperationNoFlag)
+}

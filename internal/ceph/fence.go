@@ -1,0 +1,101 @@
+package ceph
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+
+	"github.com/cinderlift/cinderlift/worker"
+)
+
+// fenceTime is how long an address stays on the blocklist, in seconds: longer than a suspended process may sleep and
+// still be resumed by an operator, short enough that entries go away by themselves.
+const fenceTime = "3600.0"
+
+// clientAddr matches one address of a client: port 0 and a nonce. Daemons have a port, so an entry of a journal that
+// somebody tampered with can't make us blocklist one.
+var clientAddr = regexp.MustCompile(`^(?:(?:v1|v2|any):)?(?:\[[0-9a-fA-F:.]+\]|[0-9.]+):0/[0-9]+$`)
+
+// fenceable lists the addresses in what rados_getaddrs answered ("10.0.0.1:0/123" or "[v2:…,v1:…]"), or an error when it
+// is not what a client has.
+func fenceable(addrs string) ([]string, error) {
+	list := strings.Split(strings.TrimSuffix(strings.TrimPrefix(addrs, "[v"), "]"), ",")
+	if strings.HasPrefix(addrs, "[v") {
+		list[0] = "v" + list[0]
+	} else {
+		list = []string{addrs}
+	}
+	for _, addr := range list {
+		if !clientAddr.MatchString(addr) {
+			return nil, fmt.Errorf("%q is not the address of a client", addr)
+		}
+	}
+
+	return list, nil
+}
+
+// fence makes sure that the connection with this address does nothing more. It answers ErrHeld while that can't be said
+// yet.
+func (c *Cluster) fence(addrs string) error {
+	list, err := fenceable(addrs)
+	if err != nil {
+		return refuse("fence "+addrs, worker.ReasonInternal, worker.GiveUp, "look into the journal: %w", err)
+	}
+	for _, addr := range list {
+		err := c.blocklist(addr)
+		if is(err, eperm, eacces) {
+			return c.outwait(addrs, err)
+		}
+		if err != nil {
+			return fmt.Errorf("blocklist %s: %w", addr, err)
+		}
+	}
+
+	return nil
+}
+
+// blocklist takes only a float for expire: 16.2 answers EINVAL to an integer.
+func (c *Cluster) blocklist(addr string) error {
+	command, err := json.Marshal(map[string]any{
+		"prefix": "osd blocklist", "blocklistop": "add", "addr": addr, "expire": json.RawMessage(fenceTime),
+	})
+	if err != nil {
+		return err
+	}
+	_, _, err = c.conn.MonCommand(command)
+
+	return err
+}
+
+// outwait is for keys that may not blocklist: OSDs drop what a silent client holds after a while, and an owner that
+// lost its lease stops by itself. Claims are refused until that time is over. Waiting inside a claim would use up the
+// lease that the claim has just taken.
+func (c *Cluster) outwait(addr string, why error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	since, known := c.absent[addr]
+	if !known {
+		if len(c.absent) == 0 {
+			c.opts.Logger.Warn("can't fence workers that disappeared, their jobs have to wait",
+				"wait", c.opts.FenceWait, "error", why, "advice", `give the key the cap mon "profile rbd"`)
+		}
+		since = time.Now()
+		c.absent[addr] = since
+	}
+	if time.Since(since) < c.opts.FenceWait {
+		return fmt.Errorf("the owner %s can't be fenced and may still be at work: %w", addr, worker.ErrHeld)
+	}
+
+	return nil
+}
+
+// barrier makes every later operation of conn carry an OSD map that has the blocklist: an OSD that does not know the map
+// yet fetches it before it answers.
+func barrier(ctx context.Context, conn *rados.Conn) error {
+	return awaitErr(ctx, conn.WaitForLatestOSDMap)
+}

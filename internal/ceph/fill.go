@@ -1,0 +1,200 @@
+package ceph
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd"
+
+	"github.com/cinderlift/cinderlift/worker"
+)
+
+// inFlight is how many objects are copied at once: 16 took 5.1–5.8 s where 4 took 5.8 s and 64 took 8.0 s.
+const inFlight = 16
+
+var errUnsupported = errors.New("this cluster can't copy objects by itself")
+
+// filling copies objects into an image inside the cluster. It can be stopped anywhere and begun again: an object that is
+// there is complete.
+type filling struct {
+	to         *rados.IOContext // data pool of the image; its write snapshot context is empty
+	prefix     string
+	objectSize uint64
+	size       uint64 // of the image, in bytes
+	from       *chain
+	progress   worker.Progress
+
+	mu    sync.Mutex
+	done  worker.Amount
+	there []uint64 // copied now or before
+	left  []uint64 // that only librbd can make
+}
+
+// object is the name of an object of an image of format 2 (librbd/Utils.cc data_object_name).
+func object(prefix string, n uint64) string { return fmt.Sprintf("%s.%016x", prefix, n) }
+
+// run copies the objects with these numbers. Afterwards there and left say what became of them; those in neither exist
+// nowhere. errUnsupported: the OSDs refuse such copies, now and later.
+func (f *filling) run(ctx context.Context, numbers []uint64) error {
+	for _, n := range numbers {
+		f.done.Total += f.bytes(n)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	next := make(chan uint64)
+	var wg sync.WaitGroup
+	for range min(inFlight, len(numbers)) {
+		wg.Go(func() {
+			for n := range next {
+				if err := f.one(n); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	err := feed(ctx, next, numbers)
+	close(next)
+	wg.Wait()
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // of the last ones
+	}
+	slices.Sort(f.there)
+	slices.Sort(f.left)
+
+	return err
+}
+
+func feed(ctx context.Context, next chan<- uint64, numbers []uint64) error {
+	for _, n := range numbers {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		select {
+		case next <- n:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+
+	return nil
+}
+
+// bytes is how much of the image object n is.
+func (f *filling) bytes(n uint64) int64 {
+	from := n * f.objectSize
+
+	return int64(min(f.objectSize, f.size-min(from, f.size)))
+}
+
+// fate is what became of an object.
+type fate int
+
+const (
+	nowhere fate = iota // it exists in no layer: a hole
+	present             // it is in the image now
+	behind              // only librbd can make it
+)
+
+// one brings one object from the topmost layer that has it.
+func (f *filling) one(n uint64) error {
+	for _, l := range f.from.layers {
+		switch l.covers(n, f.objectSize) {
+		case none:
+			f.settle(n, nowhere, 0)
+
+			return nil
+		case partly:
+			f.settle(n, behind, 0)
+
+			return nil
+		}
+		err := copyObject(f.to, object(f.prefix, n), l.io, object(l.prefix, n))
+		switch {
+		case is(err, enoent):
+			continue
+		case is(err, eexist):
+			f.settle(n, present, 0)
+
+			return nil
+		case is(err, enotsup, einval):
+			return fmt.Errorf("copy object %d: %w: %w", n, errUnsupported, err)
+		case err != nil:
+			return fmt.Errorf("copy object %d: %w", n, err)
+		}
+
+		return f.copied(n)
+	}
+	if f.from.cut != "" {
+		f.settle(n, behind, 0)
+	} else {
+		f.settle(n, nowhere, 0)
+	}
+
+	return nil
+}
+
+// copied asks how much there was to copy: an object is often shorter than it may be.
+func (f *filling) copied(n uint64) error {
+	stat, err := f.to.Stat(object(f.prefix, n))
+	if err != nil {
+		return fmt.Errorf("look at object %d after its copy: %w", n, err)
+	}
+	f.settle(n, present, int64(stat.Size))
+
+	return nil
+}
+
+// settle tells progress under the lock, so that it never goes back.
+func (f *filling) settle(n uint64, became fate, moved int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch became {
+	case present:
+		f.there = append(f.there, n)
+	case behind:
+		f.left = append(f.left, n)
+
+		return
+	}
+	f.done.Done += f.bytes(n)
+	f.done.Cluster += moved
+	f.progress(f.done)
+}
+
+// numbers lists the objects of objectSize in which something exists, in order.
+func numbers(
+	ctx context.Context, image *rbd.Image, objectSize uint64, parents rbd.DiffIncludeParent,
+) ([]uint64, error) {
+	size, err := image.GetSize()
+	if err != nil {
+		return nil, err
+	}
+	var list []uint64
+	err = exists(ctx, image, 0, int64(size), parents, func(offset, length int64) {
+		for n := uint64(offset) / objectSize; n*objectSize < uint64(offset+length); n++ {
+			list = append(list, n)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the objects: %w", err)
+	}
+	slices.Sort(list)
+
+	return slices.Compact(list), nil
+}
+
+// lacks lists what of want is not in have; both are sorted.
+func lacks(have, want []uint64) []uint64 {
+	var list []uint64
+	for _, n := range want {
+		if _, found := slices.BinarySearch(have, n); !found {
+			list = append(list, n)
+		}
+	}
+
+	return list
+}

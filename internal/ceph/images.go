@@ -1,0 +1,244 @@
+package ceph
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd"
+
+	"github.com/cinderlift/cinderlift/strategies"
+	"github.com/cinderlift/cinderlift/worker"
+)
+
+// Images is RBD over one connection. It implements strategies.Source and strategies.Destination. Calls for the same
+// image wait for each other, also for what lingers of a call that has returned.
+type Images struct {
+	c    *Cluster
+	conn *rados.Conn
+	addr string
+
+	ctx  context.Context // ends with the connection
+	stop context.CancelCauseFunc
+
+	mu      sync.Mutex
+	busy    map[strategies.Ref]chan struct{} // closed when the call on that image has ended
+	running int
+	idle    chan struct{} // closed when nothing runs any more; nil before close
+}
+
+var (
+	_ strategies.Source      = (*Images)(nil)
+	_ strategies.Destination = (*Images)(nil)
+)
+
+// dataConf is what connections that do the work are set to. Without the cache a write of a whole object is one atomic
+// operation on the OSD, which resuming a copy relies on, and a job costs no cache memory.
+func dataConf(o Options) map[string]string {
+	conf := map[string]string{"rbd_cache": "false"}
+	maps.Copy(conf, o.DataConf)
+	conf["client_mount_timeout"] = fmt.Sprint(o.Timeout.Seconds())
+
+	return conf
+}
+
+func (c *Cluster) connectImages() (*Images, error) {
+	conn, err := c.connect(dataConf(c.opts))
+	if err != nil {
+		return nil, fmt.Errorf("connect for the job: %w", err)
+	}
+	addr, err := conn.GetAddrs()
+	if err != nil {
+		conn.Shutdown()
+
+		return nil, fmt.Errorf("ask for the own address: %w", err)
+	}
+	im := &Images{c: c, conn: conn, addr: addr, busy: map[strategies.Ref]chan struct{}{}}
+	im.ctx, im.stop = context.WithCancelCause(context.Background())
+
+	return im, nil
+}
+
+// Images makes a connection that belongs to no job and that nobody fences: for looking, as `cinderlift check` does. The
+// caller closes it.
+func (c *Cluster) Images(ctx context.Context) (*Images, error) {
+	im, err := await(ctx, c.connectImages, func(im *Images) { im.conn.Shutdown() })
+
+	return im, classify("connect to Ceph", err)
+}
+
+// Close waits for what runs, until ctx is done, and ends the connection. Only for Images that belong to no Claim.
+func (im *Images) Close(ctx context.Context) error { return im.close(ctx) }
+
+// close cancels what runs and ends the connection when it has ended.
+func (im *Images) close(ctx context.Context) error {
+	select {
+	case <-im.shut():
+		im.conn.Shutdown()
+
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("work in Ceph has not ended: %w", context.Cause(ctx))
+	}
+}
+
+// closeLate ends the connection whenever what lingers has ended.
+func (im *Images) closeLate() {
+	<-im.shut()
+	im.conn.Shutdown()
+}
+
+// shut lets nothing new begin. The channel is closed when nothing runs any more.
+func (im *Images) shut() <-chan struct{} {
+	im.stop(worker.ErrStopping)
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.idle == nil {
+		im.idle = make(chan struct{})
+		if im.running == 0 {
+			close(im.idle)
+		}
+	}
+
+	return im.idle
+}
+
+// enter counts one more user of the connection; leave has to follow a true.
+func (im *Images) enter() bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.idle != nil {
+		return false
+	}
+	im.running++
+
+	return true
+}
+
+func (im *Images) leave() {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.running--
+	if im.running == 0 && im.idle != nil {
+		close(im.idle)
+	}
+}
+
+// do runs fn, which works on one image, and answers when it has ended or ctx is done. The context of fn ends with ctx
+// and with the connection; fn looks at it between two calls into librbd.
+func (im *Images) do(ctx context.Context, op string, on strategies.Ref, fn func(context.Context) error) error {
+	ctx, cancel := im.join(ctx)
+	defer cancel()
+	release, err := im.reserve(ctx, on)
+	if err != nil {
+		return classify(op, err)
+	}
+	if !im.enter() {
+		release()
+
+		return classify(op, fmt.Errorf("the connection is closed: %w", worker.ErrStopping))
+	}
+
+	return classify(op, awaitErr(ctx, im.leaving(release, func() error { return fn(ctx) })))
+}
+
+// leaving makes fn give back its reservation, also when nobody waits for it any more.
+func (im *Images) leaving(release func(), fn func() error) func() error {
+	return func() error {
+		defer im.leave()
+		defer release()
+
+		return fn()
+	}
+}
+
+// join makes a context that ends with ctx and with the connection, with the cause of either.
+func (im *Images) join(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(im.ctx, func() { cancel(context.Cause(im.ctx)) })
+
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
+// reserve waits until nothing else runs on the image.
+func (im *Images) reserve(ctx context.Context, on strategies.Ref) (release func(), err error) {
+	for {
+		im.mu.Lock()
+		other := im.busy[on]
+		if other == nil {
+			mine := make(chan struct{})
+			im.busy[on] = mine
+			im.mu.Unlock()
+
+			return func() { im.free(on, mine) }, nil
+		}
+		im.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (im *Images) free(on strategies.Ref, mine chan struct{}) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	delete(im.busy, on)
+	close(mine)
+}
+
+// pool opens a pool for as long as fn runs.
+func (im *Images) pool(name string, fn func(*rados.IOContext) error) error {
+	io, err := ioctx(im.conn, name)
+	if err != nil {
+		return err
+	}
+	defer io.Destroy()
+
+	return fn(io)
+}
+
+// image opens an image for writing for as long as fn runs. At most one handle on an image is open at a time: closing one
+// while another is at work aborted inside librbd 16.
+func (im *Images) image(at strategies.Ref, fn func(*rbd.Image) error) error {
+	return im.pool(at.Pool, func(io *rados.IOContext) error {
+		return with(rbd.OpenImage(io, at.Image, rbd.NoSnapshot))(fn)
+	})
+}
+
+// reading opens an image, or its snapshot, read-only for as long as fn runs.
+func (im *Images) reading(at strategies.Ref, snap string, fn func(*rbd.Image) error) error {
+	return im.pool(at.Pool, func(io *rados.IOContext) error {
+		return with(rbd.OpenImageReadOnly(io, at.Image, snap))(fn)
+	})
+}
+
+// with closes the image after fn. An error of the close counts: what was written may not be there.
+func with(image *rbd.Image, err error) func(func(*rbd.Image) error) error {
+	return func(fn func(*rbd.Image) error) error {
+		if err != nil {
+			return err
+		}
+		err := fn(image)
+		if closed := image.Close(); err == nil && closed != nil {
+			return fmt.Errorf("close the image: %w", closed)
+		}
+
+		return err
+	}
+}
+
+// listed reports whether the pool's directory has the name. An image that was half removed, or half made, is listed but
+// can't be opened.
+func listed(io *rados.IOContext, name string) (bool, error) {
+	names, err := rbd.GetImageNames(io)
+
+	return slices.Contains(names, name), err
+}

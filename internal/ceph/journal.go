@@ -1,0 +1,209 @@
+package ceph
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/ceph/go-ceph/rados"
+
+	"github.com/cinderlift/cinderlift/worker"
+)
+
+// How the journal lies in RADOS, all in one namespace:
+//
+//	job.<key>   data: the epoch, 8 bytes big endian; omap: record, owner, owner_addr; cls_lock "lease"
+//	vol.<id>    empty; cls_lock "lease"
+//	index       omap: the keys of all jobs
+//
+// The epoch is the object's data because a comparison of data (cmpext) can be part of a write operation. The index is
+// there because listing a namespace costs the OSDs a walk over the whole pool, and Glance's pool is large.
+const (
+	jobPrefix    = "job."
+	volumePrefix = "vol."
+	indexObject  = "index"
+
+	keyRecord = "record"
+	keyOwner  = "owner"
+	keyAddr   = "owner_addr"
+
+	maxErrno = 4095 // a cmpext that differs at byte n answers -(MAX_ERRNO + n) (ceph 16.2.15 osd/PrimaryLogPG.cc:5290)
+)
+
+var errEpoch = errors.New("the epoch is another")
+
+// entry is a job as it lies in the journal.
+type entry struct {
+	record worker.Record
+	addr   string // of the owner's connection; "" after a clean release
+}
+
+// Create implements worker.Journal. The index comes first: a crash between the two leaves a key without a record, which
+// readers pass over, and never a record that nobody finds.
+func (c *Cluster) Create(ctx context.Context, r worker.Record) error {
+	key := r.Job.Key()
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return refuse("create job "+key, worker.ReasonInternal, worker.GiveUp, "encode the record: %w", err)
+	}
+	err = awaitErr(ctx, func() error {
+		if err := c.index(key); err != nil {
+			return err
+		}
+		op := rados.CreateWriteOp()
+		defer op.Release()
+		op.Create(rados.CreateExclusive)
+		op.WriteFull(epochBytes(r.Epoch))
+		op.SetOmap(map[string][]byte{keyRecord: raw, keyOwner: []byte(r.Owner), keyAddr: nil})
+
+		return op.Operate(c.io, jobPrefix+key, rados.OperationNoFlag)
+	})
+	if is(err, eexist) {
+		return fmt.Errorf("create job %s: %w", key, worker.ErrExists)
+	}
+
+	return classify("create job "+key, err)
+}
+
+func (c *Cluster) index(key string) error {
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.Create(rados.CreateIdempotent)
+	op.SetOmap(map[string][]byte{key: nil})
+
+	return op.Operate(c.io, indexObject, rados.OperationNoFlag)
+}
+
+// Load implements worker.Journal.
+func (c *Cluster) Load(ctx context.Context, key string) (worker.Record, error) {
+	e, err := await(ctx, func() (entry, error) { return c.load(key) }, nil)
+	if err != nil {
+		return worker.Record{}, named("load job "+key, err)
+	}
+
+	return e.record, nil
+}
+
+// named classifies what is not one of the journal's own errors.
+func named(op string, err error) error {
+	for _, known := range []error{worker.ErrExists, worker.ErrNotFound, worker.ErrHeld} {
+		if errors.Is(err, known) {
+			return fmt.Errorf("%s: %w", op, err)
+		}
+	}
+
+	return classify(op, err)
+}
+
+// load reads data and omap in one operation, so that they belong together.
+func (c *Cluster) load(key string) (entry, error) {
+	op := rados.CreateReadOp()
+	defer op.Release()
+	epoch := make([]byte, 8)
+	op.AssertExists()
+	data := op.Read(0, epoch)
+	omap := op.GetOmapValuesByKeys([]string{keyRecord, keyOwner, keyAddr})
+	err := op.Operate(c.io, jobPrefix+key, rados.OperationNoFlag)
+	if is(err, enoent) {
+		return entry{}, worker.ErrNotFound
+	}
+	if err != nil {
+		return entry{}, err
+	}
+	if data.BytesRead != int64(len(epoch)) {
+		return entry{}, refuse("load job "+key, worker.ReasonInternal, worker.GiveUp, "%d bytes where the epoch should be", data.BytesRead)
+	}
+	values, err := collect(omap)
+	if err != nil {
+		return entry{}, err
+	}
+
+	return decode(key, binary.BigEndian.Uint64(epoch), values)
+}
+
+func collect(omap *rados.ReadOpOmapGetValsByKeysStep) (map[string]string, error) {
+	values := map[string]string{}
+	for {
+		kv, err := omap.Next()
+		if err != nil {
+			return nil, err
+		}
+		if kv == nil {
+			return values, nil
+		}
+		values[kv.Key] = string(kv.Value)
+	}
+}
+
+// decode lets epoch and owner of the object win over those in the record: a claim writes only the former.
+func decode(key string, epoch uint64, values map[string]string) (entry, error) {
+	e := entry{addr: values[keyAddr]}
+	if err := json.Unmarshal([]byte(values[keyRecord]), &e.record); err != nil {
+		return entry{}, refuse("load job "+key, worker.ReasonInternal, worker.GiveUp, "decode the record: %w", err)
+	}
+	if e.record.Job.Key() != key {
+		return entry{}, refuse("load job "+key, worker.ReasonInternal, worker.GiveUp, "the record is of job %q", e.record.Job.Key())
+	}
+	e.record.Epoch, e.record.Owner = epoch, values[keyOwner]
+
+	return e, nil
+}
+
+// Keys implements worker.Journal. A key may lack its record: its creation or its removal was cut short.
+func (c *Cluster) Keys(ctx context.Context) ([]string, error) {
+	keys, err := await(ctx, func() ([]string, error) {
+		all, err := c.io.GetAllOmapValues(indexObject, "", "", 1000)
+		if is(err, enoent) {
+			return nil, nil
+		}
+		keys := make([]string, 0, len(all))
+		for key := range all {
+			keys = append(keys, key)
+		}
+		slices.Sort(keys)
+
+		return keys, err
+	}, nil)
+
+	return keys, classify("list the jobs", err)
+}
+
+// Remove implements worker.Journal. The record goes first: see Create.
+func (c *Cluster) Remove(ctx context.Context, key string) error {
+	return classify("remove job "+key, awaitErr(ctx, func() error {
+		if err := c.io.Delete(jobPrefix + key); err != nil && !is(err, enoent) {
+			return err
+		}
+		if err := c.io.RmOmapKeys(indexObject, []string{key}); err != nil && !is(err, enoent) {
+			return err
+		}
+
+		return nil
+	}))
+}
+
+// update writes into a job's object if its epoch is from, and makes it to. errEpoch when it is another, or the object is
+// gone.
+func (c *Cluster) update(key string, from, to uint64, values map[string][]byte) error {
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.AssertExists()
+	op.CmpExt(epochBytes(from), 0)
+	if to != from {
+		op.WriteFull(epochBytes(to))
+	}
+	op.SetOmap(values)
+	err := op.Operate(c.io, jobPrefix+key, rados.OperationNoFlag)
+	if e, ok := errnoOf(err); ok && (e == enoent || int(e) >= maxErrno) {
+		return errEpoch
+	}
+
+	return err
+}
+
+func epochBytes(epoch uint64) []byte {
+	return binary.BigEndian.AppendUint64(nil, epoch)
+}

@@ -1,0 +1,216 @@
+package ceph
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd"
+
+	"github.com/cinderlift/cinderlift/strategies"
+	"github.com/cinderlift/cinderlift/worker"
+)
+
+// Marks in the metadata of an image. Each has the value "<job> <internal id of the image>"; one that carries another id
+// was inherited from a parent and means nothing.
+const (
+	markPrefix    = "cinderlift."
+	markJob       = markPrefix + "job"       // made for this job; on a clone: the clone is complete
+	markCopied    = markPrefix + "copied"    // all objects are there
+	markSealed    = markPrefix + "sealed"    // Glance's snapshot is there and protected
+	markDiscarded = markPrefix + "discarded" // being removed: no other mark counts any more
+)
+
+// confPrefix begins metadata that librbd takes as configuration of the image, such as the volume's QoS limits.
+const confPrefix = "conf_"
+
+// standing is whose an image is.
+type standing int
+
+const (
+	absent    standing = iota
+	nameless           // listed, but without a header: half removed or half made
+	remainder          // without our mark and without anything in it: a killed try of ours
+	foreign            // somebody else's
+	occupied           // would be a remainder, but somebody has it open
+	ours
+)
+
+// view is an image of the destination as it was found.
+type view struct {
+	standing  standing
+	copied    bool
+	sealed    bool // marked so, and the snapshot is there and protected
+	discarded bool
+	parent    bool   // the head or the snapshot still has one
+	job       string // of another mark, for the operator
+}
+
+// finished reports whether the image holds all its data, itself or through its parent.
+func (v view) finished() bool {
+	return v.standing == ours && !v.discarded && (v.copied || v.sealed || v.parent)
+}
+
+// look finds out what there is under the name of Dst.
+func (im *Images) look(io *rados.IOContext, m strategies.Make) (view, error) {
+	var v view
+	err := with(rbd.OpenImageReadOnly(io, m.Dst.Image, rbd.NoSnapshot))(func(image *rbd.Image) (err error) {
+		v, err = im.examine(image, m)
+
+		return err
+	})
+	if is(err, enoent) {
+		there, err := listed(io, m.Dst.Image)
+		if there {
+			return view{standing: nameless}, err
+		}
+
+		return view{standing: absent}, err
+	}
+	if err != nil {
+		return view{}, fmt.Errorf("look at %s: %w", m.Dst, err)
+	}
+
+	return v, nil
+}
+
+func (im *Images) examine(image *rbd.Image, m strategies.Make) (view, error) {
+	id, err := image.GetId()
+	if err != nil {
+		return view{}, err
+	}
+	meta, err := image.ListMetadata()
+	if err != nil {
+		return view{}, err
+	}
+	job, marked := readMark(meta, markJob, id)
+	if !marked || job != m.Job {
+		s, err := im.judge(image, marked)
+
+		return view{standing: s, job: job}, err
+	}
+	v := view{standing: ours}
+	_, v.copied = readMark(meta, markCopied, id)
+	_, v.discarded = readMark(meta, markDiscarded, id)
+	if _, marked := readMark(meta, markSealed, id); marked {
+		if v.sealed, err = protected(image, strategies.GlanceSnapshot); err != nil {
+			return view{}, err
+		}
+	}
+	v.parent, err = hasParent(image, v.sealed)
+
+	return v, err
+}
+
+// judge tells foreign images from what a killed clone or create of ours leaves: no data, no snapshot, nobody who has it
+// open. Glance makes an empty image as well before it writes into it, but then Glance has it open.
+func (im *Images) judge(image *rbd.Image, marked bool) (standing, error) {
+	if marked {
+		return foreign, nil
+	}
+	snaps, err := image.GetSnapshotNames()
+	if err != nil || len(snaps) > 0 {
+		return foreign, err
+	}
+	size, err := image.GetSize()
+	if err != nil {
+		return foreign, err
+	}
+	data := false
+	err = exists(im.ctx, image, 0, int64(size), rbd.ExcludeParent, func(int64, int64) { data = true })
+	if err != nil || data {
+		return foreign, err
+	}
+	watchers, err := image.ListWatchers() // we have opened it read-only and do not watch
+	if err != nil || len(watchers) > 0 {
+		return occupied, err
+	}
+
+	return remainder, nil
+}
+
+// protected reports whether the snapshot is there and protected.
+func protected(image *rbd.Image, snap string) (bool, error) {
+	yes, err := image.GetSnapshot(snap).IsProtected()
+	if is(err, enoent) {
+		return false, nil
+	}
+
+	return yes, err
+}
+
+// hasParent looks at the head's own header, and at the snapshot's when there is one: nothing else tells that an image is
+// flat. The children list of the parent loses its entry before the flatten has ended.
+func hasParent(image *rbd.Image, sealed bool) (bool, error) {
+	for _, snap := range []string{rbd.NoSnapshot, strategies.GlanceSnapshot} {
+		if snap != rbd.NoSnapshot && !sealed {
+			continue
+		}
+		if err := image.SetSnapshot(snap); err != nil {
+			return false, err
+		}
+		_, err := image.GetParent()
+		if err == nil {
+			return true, nil
+		}
+		if !is(err, enoent) {
+			return false, err
+		}
+	}
+
+	return false, nil
+}
+
+func readMark(meta map[string]string, key, id string) (job string, valid bool) {
+	job, of, _ := strings.Cut(meta[key], " ")
+
+	return job, job != "" && of == id
+}
+
+func setMark(image *rbd.Image, key, job string) error {
+	id, err := image.GetId()
+	if err == nil {
+		err = image.SetMetadata(key, job+" "+id)
+	}
+	if err != nil {
+		return fmt.Errorf("mark the image with %s: %w", key, err)
+	}
+
+	return nil
+}
+
+// clean removes what librbd has copied from the volume: its configuration, and marks of another image.
+func clean(image *rbd.Image) error {
+	id, err := image.GetId()
+	if err != nil {
+		return err
+	}
+	meta, err := image.ListMetadata()
+	if err != nil {
+		return fmt.Errorf("list the metadata: %w", err)
+	}
+	for key := range meta {
+		_, valid := readMark(meta, key, id)
+		if !strings.HasPrefix(key, confPrefix) && (valid || !strings.HasPrefix(key, markPrefix)) {
+			continue
+		}
+		if err := image.RemoveMetadata(key); err != nil && !is(err, enoent) {
+			return fmt.Errorf("remove the metadata %s: %w", key, err)
+		}
+	}
+
+	return nil
+}
+
+// mine answers an error unless Dst may be worked on.
+func (v view) mine(op string, m strategies.Make) error {
+	switch v.standing {
+	case foreign:
+		return refuse(op, worker.ReasonConflict, worker.GiveUp,
+			"%s holds data or snapshots and was not made for job %s (mark: %q); look whose it is and remove it", m.Dst, m.Job, v.job)
+	case occupied:
+		return refuse(op, worker.ReasonConflict, worker.Retry, "%s is empty but somebody has it open", m.Dst)
+	default:
+		return nil
+	}
+}

@@ -1,0 +1,22 @@
+#ifndef CINDERLIFT_CEPH_SHIM_H
+#define CINDERLIFT_CEPH_SHIM_H
+
+#include <rados/librados.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// cl_copy_object makes the object dst a copy of src as the I/O context from sees it (its read snapshot counts), inside
+// the cluster: the OSD of dst reads from the OSD of src. One atomic operation: afterwards dst is complete or not there.
+// 0, or a negative errno: -EEXIST when dst is there already, -ENOENT when src is not.
+int cl_copy_object(rados_ioctx_t to, const char *dst, rados_ioctx_t from, const char *src);
+
+// cl_rebuild_object_map makes the object map of an image (of its snapshot, when snap is not NULL) say what is there.
+int cl_rebuild_object_map(rados_ioctx_t io, const char *image, const char *snap);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
