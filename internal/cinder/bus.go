@@ -2,34 +2,34 @@ package cinder
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/cinderlift/cinderlift/internal/oslo"
 )
 
-// ErrUnroutable is what Bus answers when no queue is bound to where a message was sent: it was not delivered.
-var ErrUnroutable = errors.New("no queue takes this message")
-
-// Bus is what this package needs of the message bus. Methods may be called concurrently and return soon after ctx is done.
+// Bus is what this package needs of the message bus; [OnBus] makes one of internal/oslo's. Methods may be called
+// concurrently and return soon after ctx is done. Their errors tell apart: oslo.ErrUnroutable (no queue took it),
+// oslo.ErrReplyQueueGone (and it has been gone for a while), oslo.ErrRefused (the broker will not have it). Any other
+// leaves it open whether the message was delivered, and may pass.
 type Bus interface {
 	// Receive waits for a message or for the end of ctx, whose error it then returns. It reconnects by itself.
 	Receive(ctx context.Context) (Message, error)
 
-	// Cast sends c with the mandatory flag and waits for the broker's confirm. It does not retry. ErrUnroutable: not
-	// delivered. Any other error leaves it open whether it was.
+	// Cast sends c with the mandatory flag and waits for the broker's confirm. It does not retry.
 	Cast(ctx context.Context, exchange, key string, c oslo.Cast) error
 
-	// Reply answers the call req. It retries for a while when the reply queue is away, and then answers ErrUnroutable.
-	// Any other error leaves it open whether the caller got it; replying twice is harmless.
-	Reply(ctx context.Context, req oslo.Request, r oslo.Reply) error
+	// Reply answers the call r. It retries for a minute, as oslo.messaging does; replying twice is harmless.
+	Reply(ctx context.Context, r oslo.Request, reply oslo.Reply) error
 
-	// Notify publishes n. An error leaves it open whether it was published.
-	Notify(ctx context.Context, n oslo.Notification) error
+	// Notify publishes n to topic. It does not retry.
+	Notify(ctx context.Context, topic string, n oslo.Notification) error
 
-	// Heartbeats tells the caller of req, twice per req.MonitorTimeout, that we are still at it, until ctx ends. It
-	// blocks until then and until no more heartbeat can leave.
-	Heartbeats(ctx context.Context, req oslo.Request)
+	// Heartbeat tells the caller of r once that we are at it. It does not retry.
+	Heartbeat(ctx context.Context, r oslo.Request) error
+
+	// Heartbeats does so twice per r.MonitorTimeout, for the first time after one period, until ctx ends or stop is
+	// called. After stop has returned, no heartbeat follows.
+	Heartbeats(ctx context.Context, r oslo.Request) (stop func())
 }
 
 // Message is one message taken from the queue. It must be settled exactly once, by Ack, Requeue or DeadLetter.
@@ -51,3 +51,36 @@ type Message interface {
 	// confirm, and then acknowledges it. Without the confirm it stays unacknowledged.
 	DeadLetter(ctx context.Context, reason string) error
 }
+
+// OnBus makes the bus of internal/oslo a Bus.
+func OnBus(b *oslo.Bus) Bus { return bus{b} }
+
+type bus struct{ *oslo.Bus }
+
+func (b bus) Receive(ctx context.Context) (Message, error) {
+	d, err := b.Bus.Receive(ctx)
+	if err != nil {
+		return nil, err
+	}
+
+	return message{d}, nil
+}
+
+func (b bus) Heartbeat(ctx context.Context, r oslo.Request) error {
+	m, err := oslo.EncodeReply(r.MsgID, oslo.Reply{Heartbeat: true})
+	if err != nil {
+		return err
+	}
+
+	return b.Publish(ctx, "", r.ReplyQueue, m, true)
+}
+
+type message struct{ d *oslo.Delivery }
+
+func (m message) Request() (oslo.Request, error) { return m.d.Request, m.d.DecodeError }
+func (m message) Redelivered() bool              { return m.d.Redelivered }
+func (m message) Expiration() time.Duration      { return m.d.Expiration }
+func (m message) Ack() error                     { return m.d.Ack() }
+func (m message) Requeue() error                 { return m.d.Requeue() }
+
+func (m message) DeadLetter(ctx context.Context, reason string) error { return m.d.DeadLetter(ctx, reason) }

@@ -47,7 +47,8 @@ type fakeBus struct {
 	faults
 	inbox chan Message
 	sent  []sent
-	beats chan oslo.Request
+	beats []oslo.Request // the single ones first
+	on    int            // series that are running
 }
 
 func (b *fakeBus) Receive(ctx context.Context) (Message, error) {
@@ -95,15 +96,26 @@ func (b *fakeBus) Reply(_ context.Context, req oslo.Request, r oslo.Reply) error
 	return b.send(sent{kind: "reply", key: req.ReplyQueue}, m, err)
 }
 
-func (b *fakeBus) Notify(_ context.Context, n oslo.Notification) error {
+func (b *fakeBus) Notify(_ context.Context, _ string, n oslo.Notification) error {
 	m, err := oslo.EncodeNotification(n)
 
 	return b.send(sent{kind: "notify", key: n.EventType}, m, err)
 }
 
-func (b *fakeBus) Heartbeats(ctx context.Context, req oslo.Request) {
-	b.beats <- req
-	<-ctx.Done()
+func (b *fakeBus) Heartbeat(_ context.Context, r oslo.Request) error {
+	f := b.next()
+	if f.applied {
+		b.beats = append(b.beats, r)
+	}
+
+	return f.err
+}
+
+func (b *fakeBus) Heartbeats(_ context.Context, r oslo.Request) func() {
+	b.beats = append(b.beats, r)
+	b.on++
+
+	return func() { b.on-- }
 }
 
 // fakeMessage is one delivery.

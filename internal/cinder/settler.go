@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/cinderlift/cinderlift/internal/oslo"
 	"github.com/cinderlift/cinderlift/worker"
 )
 
@@ -25,6 +26,9 @@ type SettlerOptions struct {
 
 	// Host names this worker in notifications (publisher cinderlift.<Host>); default "worker".
 	Host string
+
+	// Topic of notifications; default "notifications", which is what listeners of all services take.
+	Topic string
 
 	// Quiet turns notifications off.
 	Quiet bool
@@ -51,6 +55,9 @@ func NewSettler(bus Bus, v Volumes, i Images, o SettlerOptions) *Settler {
 	o.Exchange = exchangeOr(o.Exchange)
 	if o.Host == "" {
 		o.Host = "worker"
+	}
+	if o.Topic == "" {
+		o.Topic = "notifications"
 	}
 	if o.Patience == 0 {
 		o.Patience = 10 * time.Minute
@@ -90,15 +97,27 @@ func (s *Settler) Settle(j worker.Job, o worker.Outcome) []worker.Step {
 	return steps
 }
 
-// Attend sends heartbeats to a caller that asked for them, until ctx ends or the caller has given up.
+// heartbeatWithin bounds the first heartbeat. It is not cut short by the end of Attend, because giving up a message that
+// is under way costs the connection.
+const heartbeatWithin = 5 * time.Second
+
+// Attend sends heartbeats to a caller that asked for them, until ctx ends or the caller has given up. The first one goes
+// at once: the caller has been counting while its request waited in the queue, or for a worker to adopt the job.
 func (s *Settler) Attend(ctx context.Context, j worker.Job) {
+	defer func() { <-ctx.Done() }()
 	o, err := originOf(j, s.opt.Exchange)
-	if err == nil && o.Call != nil && o.Call.MonitorSeconds > 0 {
-		beating, stop := withDeadline(ctx, o.Call.Deadline)
-		defer stop()
-		s.bus.Heartbeats(beating, o.Call.request())
+	if err != nil || o.Call == nil || o.Call.MonitorSeconds == 0 {
+		return
 	}
-	<-ctx.Done()
+	caller, end := withDeadline(ctx, o.Call.Deadline)
+	defer end()
+	first, stop := context.WithTimeout(context.WithoutCancel(caller), heartbeatWithin)
+	defer stop()
+	if err := s.bus.Heartbeat(first, o.Call.request()); err != nil {
+		s.opt.Logger.Warn("send the first heartbeat; others follow", "image", j.ImageID, "error", err)
+	}
+	defer s.bus.Heartbeats(caller, o.Call.request())()
+	<-caller.Done()
 }
 
 func withDeadline(ctx context.Context, at time.Time) (context.Context, context.CancelFunc) {
@@ -152,7 +171,7 @@ func (t *telling) patient(name string, do func(context.Context) error) func(cont
 
 // passing reports whether err is one that ends by itself, such as a service that is away.
 func passing(err error) bool {
-	return worker.AdviceOf(err) == worker.Retry && !errors.Is(err, ErrUnroutable)
+	return worker.AdviceOf(err) == worker.Retry && !errors.Is(err, oslo.ErrUnroutable) && !errors.Is(err, oslo.ErrRefused)
 }
 
 // expired takes the way out of a step that waited in vain.

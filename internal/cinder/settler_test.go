@@ -31,7 +31,7 @@ func newWorld(t testing.TB, file string) *world {
 	j := goldenJob(t, file)
 
 	return &world{
-		t: t, job: j, bus: &fakeBus{beats: make(chan oslo.Request, 1)}, logs: io.Discard,
+		t: t, job: j, bus: &fakeBus{}, logs: io.Discard,
 		cinder: &fakeCinder{volume: worker.Volume{
 			ID: j.VolumeID, Status: worker.VolumeUploading, ProjectID: j.ProjectID, Host: "lab@rbd#pool",
 		}},
@@ -211,7 +211,7 @@ func TestUnroutableIsSettledOverREST(t *testing.T) {
 						if s.Name == stepNotify {
 							continue
 						}
-						w.bus.queue = slices.Repeat([]fault{{err: ErrUnroutable}}, 60)
+						w.bus.queue = slices.Repeat([]fault{{err: errors.Join(oslo.ErrReplyQueueGone, oslo.ErrUnroutable)}}, 60)
 						w.untilDone(s)
 					}
 					if w.cinder.frees != 1 {
@@ -230,7 +230,7 @@ func TestUnroutableIsSettledOverREST(t *testing.T) {
 func TestUnroutableIsPatient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "cast-manager.json")
-		w.bus.queue = slices.Repeat([]fault{{err: ErrUnroutable}}, 9)
+		w.bus.queue = slices.Repeat([]fault{{err: oslo.ErrUnroutable}}, 9)
 		w.run(failed)
 		if w.cinder.frees != 0 || len(w.bus.sent) != 2 {
 			t.Errorf("freed %d times, sent %v", w.cinder.frees, w.kinds())
@@ -255,7 +255,7 @@ func TestRefusalsEnd(t *testing.T) {
 		},
 			"cast-api.json", worker.VolumeUploading, "openstack volume set --state available"},
 		"nobody and cinder": {func(w *world) {
-			w.bus.queue = slices.Repeat([]fault{{err: ErrUnroutable}}, 60)
+			w.bus.queue = slices.Repeat([]fault{{err: oslo.ErrUnroutable}}, 60)
 			w.cinder.queue = slices.Repeat([]fault{{err: refusal(worker.ReasonCinderRefused)}}, 60)
 		}, "cast-manager.json", worker.VolumeUploading, "openstack volume set --state available"},
 	} {
@@ -496,18 +496,22 @@ func TestQuiet(t *testing.T) {
 func TestAttend(t *testing.T) {
 	for name, tc := range map[string]struct {
 		file  string
-		until time.Duration // the caller's patience; 0: not known
-		beats bool
+		until time.Duration // when the caller has given up; 0: not known
+		fault []fault
+		beats int // one at once and one series
+		on    int // series after an hour
 	}{
-		"a caller that asks":       {"call-driver.json", 0, true},
-		"a caller that gives up":   {"call-driver.json", time.Minute, true},
-		"nobody":                   {"cast-manager.json", 0, false},
-		"a caller that is gone":    {"call-driver.json", -time.Minute, true},
-		"nobody to be told at all": {"cast-api.json", 0, false},
+		"a caller that asks":       {"call-driver.json", 0, nil, 2, 1},
+		"the broker is away":       {"call-driver.json", 0, []fault{{err: errAway}}, 1, 1},
+		"a caller that gives up":   {"call-driver.json", time.Minute, nil, 2, 0},
+		"a caller that is gone":    {"call-driver.json", -time.Minute, nil, 2, 0},
+		"nobody":                   {"cast-manager.json", 0, nil, 0, 0},
+		"nobody to be told at all": {"cast-api.json", 0, nil, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, tc.file)
+				w.bus.queue = tc.fault
 				if tc.until != 0 {
 					w.setDeadline(time.Now().Add(tc.until))
 				}
@@ -518,15 +522,19 @@ func TestAttend(t *testing.T) {
 					close(ended)
 				}()
 				time.Sleep(time.Hour)
+				synctest.Wait()
 				select {
 				case <-ended:
 					t.Error("Attend ended by itself")
 				default:
 				}
+				if len(w.bus.beats) != tc.beats || w.bus.on != tc.on {
+					t.Errorf("%d heartbeats, %d series running", len(w.bus.beats), w.bus.on)
+				}
 				stop()
 				<-ended
-				if len(w.bus.beats) == 1 != tc.beats {
-					t.Errorf("heartbeats: %v", len(w.bus.beats) == 1)
+				if w.bus.on != 0 {
+					t.Error("heartbeats go on after Attend")
 				}
 			})
 		})

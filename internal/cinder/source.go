@@ -83,7 +83,7 @@ func (d *delivery) Job() (worker.Job, error) {
 func (d *delivery) Reject(ctx context.Context, why error) error {
 	if r, _ := d.Request(); r.IsCall() {
 		err := d.bus.Reply(ctx, r, oslo.Reply{Failure: rejection(r, why)})
-		if err != nil && !errors.Is(err, ErrUnroutable) {
+		if err != nil && !errors.Is(err, oslo.ErrReplyQueueGone) {
 			return fmt.Errorf("tell the caller of %s: %w", r.MsgID, err)
 		}
 	}

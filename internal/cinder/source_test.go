@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cinderlift/cinderlift/internal/oslo"
 	"github.com/cinderlift/cinderlift/worker"
 )
 
@@ -60,7 +61,8 @@ func TestRejectFaults(t *testing.T) {
 		replies int
 	}{
 		"all well":             {nil, nil, []string{"dead:conflict: accept: two of them"}, false, 1},
-		"the caller is gone":   {[]fault{{err: ErrUnroutable}}, nil, []string{"dead:conflict: accept: two of them"}, false, 0},
+		"the caller is away":   {[]fault{{err: oslo.ErrUnroutable}}, nil, nil, true, 0},
+		"the caller is gone":   {[]fault{{err: errors.Join(oslo.ErrReplyQueueGone, oslo.ErrUnroutable)}}, nil, []string{"dead:conflict: accept: two of them"}, false, 0},
 		"reply not sent":       {[]fault{{err: errAway}}, nil, nil, true, 0},
 		"reply sent, who knew": {[]fault{{err: errAway, applied: true}}, nil, nil, true, 1},
 		"not dead-lettered":    {nil, errAway, nil, true, 1},

@@ -45,7 +45,7 @@ func (t *telling) alone(ctx context.Context) error {
 // The bus has waited for the reply queue to come back already, as oslo.messaging does.
 func (t *telling) reply(ctx context.Context) error {
 	err := t.bus.Reply(ctx, t.origin.Call.request(), t.answer())
-	if errors.Is(err, ErrUnroutable) {
+	if errors.Is(err, oslo.ErrReplyQueueGone) {
 		t.log.Warn("the caller is gone, settling over REST", "reply_queue", t.origin.Call.ReplyQueue)
 
 		return t.alone(ctx)
@@ -220,7 +220,7 @@ func (t *telling) notify(ctx context.Context) error {
 	}
 	now := time.Now().UTC()
 
-	return t.onBus(stepNotify, t.bus.Notify(ctx, oslo.Notification{
+	return t.onBus(stepNotify, t.bus.Notify(ctx, t.opt.Topic, oslo.Notification{
 		MessageID: id, PublisherID: "cinderlift." + t.opt.Host, EventType: event, Priority: priority,
 		Payload: t.payload(now), Timestamp: now, Context: t.origin.Context,
 	}))
@@ -248,7 +248,7 @@ func (t *telling) payload(now time.Time) payload {
 	return p
 }
 
-// onBus classifies the bus's errors: all of them may pass.
+// onBus makes the bus's errors the runner's; [passing] looks at the cause.
 func (t *telling) onBus(step string, err error) error {
 	if err == nil {
 		return nil
