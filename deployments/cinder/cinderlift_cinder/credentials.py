@@ -60,8 +60,14 @@ def _service_context(received):
         auth = service_auth.get_service_auth_plugin()
         if auth is None:
             return None
+        session = ks_loading.load_session_from_conf_options(
+            CONF, service_auth.SERVICE_USER_GROUP, auth=auth)
         context = received.deepcopy()
-        context.service_catalog = _catalog(auth)
+        context.service_catalog = _catalog(session)
+        # Calls go through the plugin, which renews its token. This one only
+        # shows Cinder's image code that the context is an authenticated one
+        # (cinder/image/glance.py, _is_image_available).
+        context.auth_token = session.get_token()
     except ks_exc.ClientException as e:
         LOG.warning('The credentials of [service_user] are of no use: %s', e)
         return None
@@ -69,10 +75,8 @@ def _service_context(received):
     return context
 
 
-def _catalog(auth):
+def _catalog(session):
     """Return Glance's endpoints in the form of a context's catalog."""
-    session = ks_loading.load_session_from_conf_options(
-        CONF, service_auth.SERVICE_USER_GROUP, auth=auth)
     region = getattr(CONF, 'os_region_name', None)
     urls = {}
     for interface in ('public', 'internal', 'admin'):

@@ -22,8 +22,8 @@ def environment():
 class Cloud:
     def __init__(self):
         self.env = environment()
-        self.token = self._login('DEMO')
-        self.admin = self._login('ADMIN')
+        self.token, self.project = self._login('DEMO')
+        self.admin, self.admin_project = self._login('ADMIN')
 
     def lab(self, command, *args):
         subprocess.run([self.env['LAB_COMMAND'], command,
@@ -49,9 +49,7 @@ class Cloud:
             'scope': {'project': {'name': of('PROJECT'), 'domain': domain}}}}
         url = self.env['OS_AUTH_URL'] + '/auth/tokens'
         _code, headers, answer = self._http('POST', url, json.dumps(body))
-        if who == 'DEMO':
-            self.project = answer['token']['project']['id']
-        return headers['X-Subject-Token']
+        return headers['X-Subject-Token'], answer['token']['project']['id']
 
     def _http(self, method, url, body=None, token=None,
               content='application/json'):
@@ -69,10 +67,12 @@ class Cloud:
         except urllib.error.HTTPError as e:
             return e.code, e.headers, None
 
-    def cinder(self, method, path, body=None, token=None):
-        url = '%s/v3/%s%s' % (self.env['LAB_CINDER_URL'], self.project, path)
+    def cinder(self, method, path, body=None, admin=False):
+        url = '%s/v3/%s%s' % (
+            self.env['LAB_CINDER_URL'],
+            self.admin_project if admin else self.project, path)
         return self._http(method, url, body and json.dumps(body),
-                          token or self.token)
+                          self.admin if admin else self.token)
 
     def glance(self, method, path, body=None,
                content='application/json'):

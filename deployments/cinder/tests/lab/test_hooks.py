@@ -214,7 +214,7 @@ class VolumeAPI(Hook):
         self.cloud.fill(self.image)
         code, _headers, _answer = self.cloud.cinder(
             'POST', '/volumes/%s/action' % self.volume,
-            {'os-reset_status': {'status': 'available'}}, self.cloud.admin)
+            {'os-reset_status': {'status': 'available'}}, admin=True)
         self.assertEqual(202, code)
         self.ends('active')
 

@@ -33,6 +33,7 @@ class UsableTest(base.TestCase):
             'cinder.service_auth.get_service_auth_plugin', return_value=None)
         self.session = self.patch(
             'keystoneauth1.loading.load_session_from_conf_options')
+        self.session.return_value.get_token.return_value = 'SERVICE'
         self.session.return_value.get_endpoint.side_effect = (
             lambda interface, **kw: 'http://%s:9292' % interface)
 
@@ -51,6 +52,8 @@ class UsableTest(base.TestCase):
         context = credentials.usable(None, received)
         self.assertIsNot(received, context)
         self.assertEqual('p', context.project_id)
+        self.assertTrue(glance.GlanceImageService._is_image_available(
+            mock.Mock(), context, {'owner': 'p'}))
         self.assertEqual('SERVICE', context.get_auth_plugin().get_token(None))
         self.assertEqual(('public:9292', False),
                          next(glance.get_api_servers(context)))
