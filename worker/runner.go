@@ -73,9 +73,13 @@ func (r *Runner) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() { r.take(ctx, work) })
 	loops.Go(func() { r.adopt(ctx, work) })
-	loops.Wait() // both end with ctx; no job is started after this
-
-	bound := time.AfterFunc(r.conf.SoftStop, func() { stop(ErrStopping) })
+	// The bound counts from the end of ctx, not from the end of the loops: what they do under work must end as well.
+	var bound *time.Timer
+	loops.Go(func() {
+		<-ctx.Done()
+		bound = time.AfterFunc(r.conf.SoftStop, func() { stop(ErrStopping) })
+	})
+	loops.Wait() // all end with ctx; no job is started after this
 	defer bound.Stop()
 	r.jobs.Wait()
 
@@ -102,7 +106,7 @@ func (r *Runner) take(ctx, work context.Context) {
 			continue
 		}
 		// A delivery in hand is accepted even when ctx ends now: it takes milliseconds and saves a redelivery.
-		job, ok := r.accept(work, d)
+		job, ok := r.accept(ctx, work, d)
 		if !ok {
 			<-r.slots
 
@@ -114,18 +118,18 @@ func (r *Runner) take(ctx, work context.Context) {
 
 // accept journals the request and then acknowledges it; false when there is nothing to do here. A crash before Create
 // leaves the message with the broker, one after it leaves the job to whoever scans first.
-func (r *Runner) accept(ctx context.Context, d Delivery) (Job, bool) {
+func (r *Runner) accept(ctx, work context.Context, d Delivery) (Job, bool) {
 	job, err := d.Job()
 	if err != nil {
-		r.reject(ctx, d, err)
+		r.reject(work, d, err)
 
 		return Job{}, false
 	}
 	now := time.Now().UTC()
-	err = r.create(ctx, Record{Job: job, Accepted: now, Updated: now})
+	err = r.create(ctx, work, Record{Job: job, Accepted: now, Updated: now})
 	switch {
 	case errors.Is(err, ErrExists):
-		r.duplicate(ctx, d, job)
+		r.duplicate(ctx, work, d, job)
 
 		return Job{}, false
 	case err != nil:
@@ -144,13 +148,13 @@ func (r *Runner) accept(ctx context.Context, d Delivery) (Job, bool) {
 	return job, true
 }
 
-// create tries for a while. Between two tries the message stays with us, because each requeue counts towards the
-// broker's delivery limit.
-func (r *Runner) create(ctx context.Context, rec Record) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, r.conf.Journal, context.DeadlineExceeded)
+// create tries for a while, under work, but not again once ctx has ended. Between two tries the message stays with us,
+// because each requeue counts towards the broker's delivery limit.
+func (r *Runner) create(ctx, work context.Context, rec Record) error {
+	work, cancel := context.WithTimeout(work, r.conf.Journal)
 	defer cancel()
 	for n := 1; ; n++ {
-		err := r.Journal.Create(ctx, rec)
+		err := r.Journal.Create(work, rec)
 		if err == nil || n == 1 && errors.Is(err, ErrExists) {
 			return err
 		}
@@ -160,7 +164,7 @@ func (r *Runner) create(ctx context.Context, rec Record) error {
 			return ErrExists
 		}
 		r.log(rec.Job).Warn("write the job into the journal", "error", err, "try", n)
-		if r.conf.Backoff.wait(ctx, n) != nil {
+		if r.conf.Backoff.wait(ctx, n) != nil || work.Err() != nil {
 			return err
 		}
 	}
@@ -175,14 +179,17 @@ func (r *Runner) awaitJournal(ctx context.Context) {
 	}
 }
 
-func (r *Runner) duplicate(ctx context.Context, d Delivery, job Job) {
-	rec, err := r.Journal.Load(ctx, job.Key())
+func (r *Runner) duplicate(ctx, work context.Context, d Delivery, job Job) {
+	rec, err := r.Journal.Load(work, job.Key())
 	switch {
 	case err != nil:
+		// The wait is what keeps one unreadable record from a round through the broker every few milliseconds.
 		r.requeue(d, job, err)
+		_ = r.conf.Backoff.wait(ctx, 1)
+		r.awaitJournal(ctx)
 	case rec.Job.Digest != job.Digest:
 		// Not a repetition but another request with the same image id: never touch the first one's job.
-		r.reject(ctx, d, &Error{Op: "accept request for image " + job.ImageID, Reason: ReasonConflict,
+		r.reject(work, d, &Error{Op: "accept request for image " + job.ImageID, Reason: ReasonConflict,
 			Err: errors.New("the journal has a different request for the same image")})
 	default:
 		r.Recorder.Delivery(Duplicate, d.Redelivered())
