@@ -161,6 +161,9 @@ func (i image) busy() bool {
 	return i.Status == worker.ImageSaving || i.Status == worker.ImageImporting || i.awaitsTask()
 }
 
+// complete: it has data. An admin may deactivate an active image, which forbids to download it and changes nothing else.
+func (i image) complete() bool { return i.Status == worker.ImageActive || i.Status == "deactivated" }
+
 func (i image) facts() worker.Image {
 	f := worker.Image{
 		ID: i.ID, Status: i.Status, Owner: i.Owner, DiskFormat: i.DiskFormat, ContainerFormat: i.ContainerFormat,
@@ -196,14 +199,14 @@ func (c *Client) look(ctx context.Context, id string) (image, error) {
 			Err: fmt.Errorf("the answer speaks of image %q", img.ID)}
 	case img.Status == "deleted", img.Status == "pending_delete":
 		return image{}, &worker.Error{Op: what, Reason: worker.ReasonImageMissing, Err: errors.New("it is " + img.Status)}
-	case img.Status == worker.ImageActive && len(img.urls()) == 0:
+	case img.complete() && len(img.urls()) == 0:
 		return c.lookClosely(ctx, what, path, img)
 	default:
 		return img, nil
 	}
 }
 
-// lookClosely adds the locations of an active image by the location API, which shows them to services alone. That it is
+// lookClosely adds the locations of a complete image by the location API, which shows them to services alone. That it is
 // not offered to us is no error.
 func (c *Client) lookClosely(ctx context.Context, what, path string, img image) (image, error) {
 	minor, err := c.version(ctx)

@@ -147,7 +147,7 @@ func conformUnreadable(t *testing.T, c cloud) {
 func conformUpload(t *testing.T, c cloud) {
 	g := client(t, c)
 	id := c.image(t)
-	data := noise(1, 5<<20)
+	data := noise(1, 1<<20)
 	store := ""
 	if len(c.stores()) > 0 {
 		store = c.stores()[len(c.stores())-1]
@@ -156,7 +156,7 @@ func conformUpload(t *testing.T, c cloud) {
 	}
 	var last worker.Amount
 	must(t, "upload", g.Upload(t.Context(), id, store, bytes.NewReader(data), int64(len(data)), func(a worker.Amount) { last = a }))
-	if want := (worker.Amount{Done: 5 << 20, Total: 5 << 20, Worker: 5 << 20}); last != want {
+	if want := (worker.Amount{Done: 1 << 20, Total: 1 << 20, Worker: 1 << 20}); last != want {
 		t.Errorf("progress %+v, want %+v", last, want)
 	}
 	img := show(t, g, id)
@@ -165,7 +165,7 @@ func conformUpload(t *testing.T, c cloud) {
 	}
 	put := func(b []byte) error { return g.Upload(t.Context(), id, store, bytes.NewReader(b), int64(len(b)), nil) }
 	must(t, "again", put(data))
-	expect(t, "other bytes", put(noise(2, 5<<20)), worker.ReasonMismatch, worker.GiveUp)
+	expect(t, "other bytes", put(noise(2, 1<<20)), worker.ReasonMismatch, worker.GiveUp)
 	expect(t, "other size", put(data[1:]), worker.ReasonMismatch, worker.GiveUp)
 	location, _ := c.data(t, c.image(t), missing)
 	expect(t, "register", g.Register(t.Context(), id, location, int64(len(data))), worker.ReasonImageState, worker.GiveUp)
@@ -194,8 +194,8 @@ func (b *broken) Read(p []byte) (int, error) {
 func conformCut(t *testing.T, c cloud) {
 	g := client(t, c)
 	id := c.image(t)
-	data := noise(3, 4<<20)
-	b := &broken{bytes.NewReader(data), 3 << 20, func() error { return errSource }}
+	data := noise(3, 1<<20)
+	b := &broken{bytes.NewReader(data), 700 << 10, func() error { return errSource }}
 	if err := g.Upload(t.Context(), id, "", b, int64(len(data)), nil); !errors.Is(err, errSource) {
 		t.Errorf("error %v, want the source's", err)
 	}
@@ -210,9 +210,9 @@ func conformCut(t *testing.T, c cloud) {
 func conformDeleted(t *testing.T, c cloud) {
 	g := client(t, c)
 	id := c.image(t)
-	data := noise(4, 4<<20)
+	data := noise(4, 1<<20)
 	gone := false
-	b := &broken{bytes.NewReader(data), 2 << 20, func() error {
+	b := &broken{bytes.NewReader(data), 500 << 10, func() error {
 		if !gone {
 			gone = true
 			c.remove(t, id)

@@ -159,7 +159,7 @@ func (r registration) judge(img image) error {
 	switch {
 	case img.busy():
 		return r.stillBusy(img)
-	case img.Status != worker.ImageActive && img.Status != "deactivated":
+	case !img.complete():
 		return r.other(fmt.Errorf("it is %s", img.Status))
 	case len(img.urls()) > 0 && slices.Contains(img.urls(), r.location):
 		return nil

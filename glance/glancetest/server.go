@@ -198,7 +198,7 @@ func (s *Server) show(i *Image) map[string]any {
 		"virtual_size": nil, "checksum": orNull(i.Checksum), "os_hash_algo": orNull(i.HashAlgo),
 		"os_hash_value": orNull(i.HashValue), "protected": false,
 	}
-	if i.Status == "active" {
+	if i.Status == "active" || i.Status == "deactivated" {
 		m["size"] = i.Size
 		if len(s.Config.Stores) > 0 {
 			m["stores"] = i.Store

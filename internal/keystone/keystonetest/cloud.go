@@ -86,7 +86,7 @@ func (c *Cloud) Serve(s keystone.Service, h http.Handler) {
 func (c *Cloud) Options() keystone.Options {
 	return keystone.Options{
 		AuthURL: c.URL + "/identity/v3", Username: "cinderlift", Password: Password, ProjectName: "service",
-		Region: "RegionOne", Timeout: 250 * time.Millisecond,
+		Region: "RegionOne", Timeout: 150 * time.Millisecond,
 	}
 }
 
