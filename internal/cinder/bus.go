@@ -83,4 +83,6 @@ func (m message) Expiration() time.Duration      { return m.d.Expiration }
 func (m message) Ack() error                     { return m.d.Ack() }
 func (m message) Requeue() error                 { return m.d.Requeue() }
 
-func (m message) DeadLetter(ctx context.Context, reason string) error { return m.d.DeadLetter(ctx, reason) }
+func (m message) DeadLetter(ctx context.Context, reason string) error {
+	return m.d.DeadLetter(ctx, reason)
+}

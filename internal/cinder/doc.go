@@ -21,6 +21,8 @@
 //     belong together. What the message says of the volume is not even read.
 //   - What is kept for answering later (Job.Origin) holds no secret. The user's token lives in Job.Private, which is
 //     never written, and leaves it in one case only: in the cast that hands a declined job back to Cinder.
+//   - Settling touches only an image and a volume of the request's own project, and neither when [Facts] found that they
+//     do not belong together: a forged request can't have us delete an image or free a volume.
 //   - A result is told with an AMQP confirm and the mandatory flag. Where the receiver is gone for good, the volume is
 //     freed over REST instead: no outcome leaves it in `uploading`.
 //   - An image is discarded before the volume is freed, so that a user who sees the volume free sees no half-made image.

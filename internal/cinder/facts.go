@@ -20,6 +20,8 @@ type Volumes interface {
 	ResetStatus(ctx context.Context, id string) error
 }
 
+var _ Volumes = (*REST)(nil)
+
 // Images is what this package needs of Glance's API, with our own credentials. Methods are idempotent, may be called
 // concurrently, do not retry, and return *worker.Error.
 type Images interface {

@@ -77,7 +77,7 @@ func (s *Settler) Settle(j worker.Job, o worker.Outcome) []worker.Step {
 	add := func(name string, do func(context.Context) error) {
 		steps = append(steps, worker.Step{Name: name, Do: t.patient(name, do)})
 	}
-	if o.Result == worker.Failed || o.Result == worker.Cancelled {
+	if t.mayDiscard() {
 		add(stepDiscard, t.discard)
 	}
 	switch {
@@ -87,7 +87,7 @@ func (s *Settler) Settle(j worker.Job, o worker.Outcome) []worker.Step {
 		add(stepCastDone, t.castDone)
 	case o.Result == worker.Declined:
 		add(stepHandBack, t.handBack)
-	default:
+	case o.Reason != worker.ReasonNotOwner:
 		add(stepFree, t.free)
 	}
 	if !s.opt.Quiet && o.Result != worker.Declined {

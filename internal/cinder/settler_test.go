@@ -196,6 +196,50 @@ func told(t *testing.T, w *world, o worker.Outcome) {
 	}
 }
 
+// TestForgedRequestTouchesNothing: whoever can write to the bus can name any image and any volume.
+func TestForgedRequestTouchesNothing(t *testing.T) {
+	stranger := worker.Outcome{Result: worker.Failed, Reason: worker.ReasonNotOwner, Message: "not yours"}
+	for name, tc := range map[string]struct {
+		change  func(w *world)
+		outcome worker.Outcome
+	}{
+		"found out by the facts":   {func(*world) {}, stranger},
+		"another project's things": {func(w *world) { w.cinder.volume.ProjectID, w.glance.image.Owner = "p2", "p2" }, failed},
+		"they are, and no token": {func(w *world) {
+			w.cinder.volume.ProjectID, w.glance.image.Owner = "p2", "p2"
+			w.job.Private = nil
+		}, declined},
+	} {
+		for _, file := range []string{"cast-api.json", "cast-manager.json", "call-driver.json"} {
+			t.Run(name+"/"+file, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, file)
+					tc.change(w)
+					w.bus.queue = slices.Repeat([]fault{{err: errors.Join(oslo.ErrReplyQueueGone, oslo.ErrUnroutable)}}, 60)
+					for _, s := range w.settler().Settle(w.job, tc.outcome) {
+						if s.Name != stepNotify {
+							w.untilDone(s)
+						}
+					}
+					if w.glance.discards != 0 || w.cinder.frees != 0 {
+						t.Errorf("discarded %d, freed %d", w.glance.discards, w.cinder.frees)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestForeignDataIsKept: somebody else gave the image its data, so the job failed, but the image is not ours to delete.
+func TestForeignDataIsKept(t *testing.T) {
+	w := newWorld(t, "cast-api.json")
+	w.glance.image.Status = worker.ImageSaving
+	w.run(worker.Outcome{Result: worker.Failed, Reason: worker.ReasonImageState, Message: "the image is saving"})
+	if w.glance.discards != 0 || w.cinder.frees != 1 {
+		t.Errorf("discarded %d, freed %d", w.glance.discards, w.cinder.frees)
+	}
+}
+
 // TestUnroutableIsSettledOverREST: the requester is gone for good.
 func TestUnroutableIsSettledOverREST(t *testing.T) {
 	for _, file := range []string{"call-driver.json", "cast-manager.json", "cast-api.json"} {

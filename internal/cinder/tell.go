@@ -14,22 +14,56 @@ import (
 	"github.com/cinderlift/cinderlift/worker"
 )
 
-// discard removes the image that will never have data. Cinder would do it for a call and a cast with done, but with the
-// user's token, which may have expired meanwhile.
-func (t *telling) discard(ctx context.Context) error { return t.images.Discard(ctx, t.job.ImageID) }
+// mayDiscard: an image whose request turned out to be somebody else's is not ours to delete, nor one that somebody else
+// gave its data.
+func (t *telling) mayDiscard() bool {
+	lost := t.outcome.Result == worker.Failed || t.outcome.Result == worker.Cancelled
 
-// free frees the volume over REST.
-func (t *telling) free(ctx context.Context) error {
-	err := t.volumes.ResetStatus(ctx, t.job.VolumeID)
-	if worker.ReasonOf(err) == worker.ReasonVolumeMissing {
+	return lost && t.outcome.Reason != worker.ReasonNotOwner && t.outcome.Reason != worker.ReasonImageState
+}
+
+// discard removes the image that will never have data. Cinder would do it for a call and a cast with done, but with the
+// user's token, which may have expired meanwhile. Nobody checked who sent the request, so what it names is touched only
+// if it belongs to the request's project.
+func (t *telling) discard(ctx context.Context) error {
+	i, err := t.images.Image(ctx, t.job.ImageID)
+	switch {
+	case worker.ReasonOf(err) == worker.ReasonImageMissing:
+		return nil
+	case err != nil:
+		return err
+	case i.Owner != t.job.ProjectID:
+		t.log.Error("image is left alone: it is not the request's project's", "owner", i.Owner, "project", t.job.ProjectID)
+
 		return nil
 	}
 
-	return err
+	return t.images.Discard(ctx, t.job.ImageID)
+}
+
+// free frees the volume over REST.
+func (t *telling) free(ctx context.Context) error {
+	v, err := t.volumes.Volume(ctx, t.job.VolumeID)
+	switch {
+	case worker.ReasonOf(err) == worker.ReasonVolumeMissing:
+		return nil
+	case err != nil:
+		return err
+	case v.ProjectID != t.job.ProjectID:
+		t.log.Error("volume is left alone: it is not the request's project's; if it stays in `uploading`, free it with "+
+			"`openstack volume set --state available`", "owner", v.ProjectID, "project", t.job.ProjectID)
+
+		return nil
+	}
+
+	return t.volumes.ResetStatus(ctx, t.job.VolumeID)
 }
 
 // alone settles a job whose requester can't be told. A declined one counts as failed then: nobody makes its image.
 func (t *telling) alone(ctx context.Context) error {
+	if t.outcome.Reason == worker.ReasonNotOwner {
+		return nil
+	}
 	if t.outcome.Result == worker.Declined {
 		t.log.Error("a declined job could not be handed back to Cinder: its image is removed, the user has to ask again",
 			"message", t.outcome.Message)
