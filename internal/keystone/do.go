@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/cinderlift/cinderlift/worker"
 )
@@ -230,7 +231,7 @@ func plain(b []byte) string {
 			inTag = false
 			s.WriteByte(' ')
 		case inTag:
-		case c < ' ' || c == 0x7f:
+		case !unicode.IsPrint(c):
 			s.WriteByte(' ')
 		default:
 			s.WriteRune(c)

@@ -78,16 +78,16 @@ func (s Service) state() worker.Reason {
 }
 
 // verdict is the meaning of a status code that is not 2xx. genuine says that the service itself answered, and not a
-// proxy before it: only then can a 404 mean that the image or volume is gone.
+// proxy before it: only then can a 404 or 410 mean that the image or volume is gone.
 func (s Service) verdict(code int, genuine bool) (worker.Reason, worker.Advice) {
 	switch {
 	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooEarly, code == http.StatusTooManyRequests:
 		return s.unavailable(), worker.Retry
 	case code < 400, code == http.StatusUnauthorized, code == http.StatusProxyAuthRequired:
 		return s.refused(), worker.Retry
-	case code == http.StatusNotFound && !genuine:
+	case gone(code) && !genuine:
 		return s.unavailable(), worker.Retry
-	case code == http.StatusNotFound, code == http.StatusGone:
+	case gone(code):
 		return s.missing(), worker.GiveUp
 	case code == http.StatusConflict:
 		return s.state(), worker.Retry
@@ -95,3 +95,5 @@ func (s Service) verdict(code int, genuine bool) (worker.Reason, worker.Advice) 
 		return s.refused(), worker.GiveUp
 	}
 }
+
+func gone(code int) bool { return code == http.StatusNotFound || code == http.StatusGone }

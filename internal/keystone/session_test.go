@@ -159,7 +159,7 @@ func TestEveryStatusCodeHasAMeaning(t *testing.T) {
 				want, advice = worker.ReasonNone, worker.GiveUp
 			case code < 400, code == 401, code == 407:
 				advice = worker.Retry
-			case code == 404 && !genuine:
+			case (code == 404 || code == 410) && !genuine:
 				want, advice = r["away"], worker.Retry
 			case code == 404, code == 410:
 				want = r["gone"]
