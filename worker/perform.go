@@ -34,7 +34,7 @@ func (j *run) decide(ctx context.Context) (Outcome, error) {
 // facts asks Cinder and Glance and judges whether the job may begin, or go on.
 func (j *run) facts(ctx context.Context) (Task, error) {
 	var task Task
-	err := j.patiently(ctx, "plan", "facts", func(ctx context.Context) (err error) {
+	err := j.patiently(ctx, j.conf.Backoff.Patience, "plan", "facts", func(ctx context.Context) (err error) {
 		task, err = j.Facts.Task(ctx, j.rec.Job)
 
 		return err
@@ -83,18 +83,34 @@ func (j *run) make(ctx context.Context, task Task) (Outcome, error) {
 			return j.abandon(ctx, err)
 		}
 		if err := j.giveUpOn(ctx, plan, err); err != nil {
-			return Outcome{}, err
+			return uncertain(plan.Strategy, err)
 		}
 	}
 }
 
-// leftover is the outcome of a job whose image is complete and active while something could not be cleaned away. The
-// volume must not wait for that.
-func (j *run) leftover(p Plan, err error) Outcome {
-	j.log.Error("image is active but something is left to clean up by hand", "strategy", p.Strategy,
-		"reason", ReasonOf(err), "error", err)
+// uncertain ends a job of which nobody could find out whether its commit step had its effect: err says so with GiveUp,
+// and nothing was removed. Any other err leaves the job open.
+func uncertain(strategy string, err error) (Outcome, error) {
+	if AdviceOf(err) != GiveUp {
+		return Outcome{}, err
+	}
 
-	return Outcome{Result: Done, Reason: ReasonOf(err), Strategy: p.Strategy,
+	return Outcome{Result: Failed, Reason: ReasonOf(err), Strategy: strategy, Message: err.Error()}, nil
+}
+
+// leftover is the outcome of a job whose image is complete and active while something could not be cleaned away. The
+// volume must not wait for that. An image that is active but not with what was to be made is no success: somebody else
+// filled it, or its bytes are wrong.
+func (j *run) leftover(p Plan, err error) Outcome {
+	reason := ReasonOf(err)
+	if reason == ReasonMismatch || reason == ReasonImageState && !j.rec.HasStep(p.Commit) {
+		return Outcome{Result: Failed, Reason: reason, Strategy: p.Strategy,
+			Message: "the image is active, but not with the data of the volume; nothing was removed: " + err.Error()}
+	}
+	j.log.Error("image is active but something is left to clean up by hand", "strategy", p.Strategy,
+		"reason", reason, "error", err)
+
+	return Outcome{Result: Done, Reason: reason, Strategy: p.Strategy,
 		Message: "the image is active, but something was left behind: " + err.Error()}
 }
 
@@ -143,7 +159,7 @@ func (j *run) plan(ctx context.Context, s Strategy, task Task) (Plan, error) {
 		task.Kept = j.rec.Kept
 	}
 	var plan Plan
-	err := j.patiently(ctx, s.Name(), "plan", func(ctx context.Context) (err error) {
+	err := j.patiently(ctx, j.conf.Backoff.Patience, s.Name(), "plan", func(ctx context.Context) (err error) {
 		plan, err = s.Plan(ctx, task)
 
 		return err
@@ -151,7 +167,7 @@ func (j *run) plan(ctx context.Context, s Strategy, task Task) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	if err := plan.validate(); err != nil {
+	if err := plan.validate(s.Name()); err != nil {
 		return Plan{}, err
 	}
 	j.rec.Strategy, j.rec.Kept = s.Name(), plan.Keep
@@ -212,7 +228,7 @@ func (j *run) step(ctx context.Context, plan Plan, s Step) error {
 		return err
 	}
 	tries := 0
-	err := j.patiently(ctx, plan.Strategy, s.Name, func(ctx context.Context) error {
+	err := j.patiently(ctx, j.conf.Backoff.Patience, plan.Strategy, s.Name, func(ctx context.Context) error {
 		err := j.call(ctx, plan.Strategy, s)
 		if tries++; j.rec.Committed && tries < commitTries && err != nil && AdviceOf(err) != StandBy {
 			return insist(err)
@@ -263,20 +279,29 @@ func insist(err error) error {
 }
 
 // call runs a step once, measured, logged and safe from its panics.
-func (j *run) call(ctx context.Context, strategy string, s Step) (err error) {
+func (j *run) call(ctx context.Context, strategy string, s Step) error {
 	start := time.Now()
+	err := j.safely("step "+s.Name, func() error { return s.Do(ctx, j.progress(strategy, s.Name)) })
+	took := time.Since(start)
+	j.Recorder.StepEnded(strategy, s.Name, took, err)
+	if err == nil {
+		j.log.Info("step done", "strategy", strategy, "step", s.Name, "seconds", took.Seconds())
+	}
+
+	return err
+}
+
+// safely turns a panic of f into an error: one job's bug must not end its worker, and with it everybody's job. The stack
+// is for the log alone; the error may be told to users.
+func (j *run) safely(op string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = internal("step "+s.Name, fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
-		}
-		took := time.Since(start)
-		j.Recorder.StepEnded(strategy, s.Name, took, err)
-		if err == nil {
-			j.log.Info("step done", "strategy", strategy, "step", s.Name, "seconds", took.Seconds())
+			j.log.Error("panic", "op", op, "panic", p, "stack", string(debug.Stack()))
+			err = internal(op, fmt.Errorf("panic: %v", p))
 		}
 	}()
 
-	return s.Do(ctx, j.progress(strategy, s.Name))
+	return f()
 }
 
 // progress turns a step's running totals into increments for the metrics, and a line in the log now and then.
@@ -287,10 +312,11 @@ func (j *run) progress(strategy, step string) Progress {
 }
 
 // patiently calls f until it succeeds, ctx ends, its error says that trying again does not help, or patience is over.
-func (j *run) patiently(ctx context.Context, strategy, step string, f func(context.Context) error) error {
+func (j *run) patiently(ctx context.Context, patience time.Duration, strategy, step string,
+	f func(context.Context) error) error {
 	start := time.Now()
 	for n := 1; ; n++ {
-		err := f(ctx)
+		err := j.safely(step, func() error { return f(ctx) })
 		if err == nil {
 			return nil
 		}
@@ -298,7 +324,7 @@ func (j *run) patiently(ctx context.Context, strategy, step string, f func(conte
 			return interrupted(ctx, err)
 		}
 		var re *Replan
-		if errors.As(err, &re) || AdviceOf(err) != Retry || time.Since(start) >= j.conf.Backoff.Patience {
+		if errors.As(err, &re) || AdviceOf(err) != Retry || time.Since(start) >= patience {
 			return err
 		}
 		j.retrying(strategy, step, n, err)
@@ -322,7 +348,7 @@ func (j *run) abandon(ctx context.Context, why error) (Outcome, error) {
 	strategy := j.rec.Strategy
 	committed, err := j.undoAll(ctx)
 	if err != nil {
-		return Outcome{}, err
+		return uncertain(strategy, err)
 	}
 	if committed {
 		return j.make(ctx, Task{Job: j.rec.Job})
@@ -331,12 +357,13 @@ func (j *run) abandon(ctx context.Context, why error) (Outcome, error) {
 	return Outcome{Result: j.result(why), Reason: ReasonOf(why), Message: why.Error(), Strategy: strategy}, nil
 }
 
-// result sorts the reason. Declining is only for what nobody has tried: Cinder does it the stock way then.
+// result sorts the reason. Declining is only for what nobody has tried, and of which nothing is left that could stand
+// in the way: Cinder does it the stock way then.
 func (j *run) result(why error) Result {
 	switch reason := ReasonOf(why); {
 	case reason == ReasonImageMissing:
 		return Cancelled
-	case reason == ReasonNotApplicable && len(j.rec.Tried) == 0:
+	case reason == ReasonNotApplicable && len(j.rec.Tried) == 0 && len(j.rec.Begun) == 0:
 		return Declined
 	default:
 		return Failed
@@ -350,7 +377,12 @@ func (j *run) undoAll(ctx context.Context) (committed bool, err error) {
 		return false, nil
 	}
 	plan, err := j.choose(ctx, Task{Job: j.rec.Job})
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		return false, interrupted(ctx, err)
+	case AdviceOf(err) == StandBy:
+		return false, err
+	case err != nil:
 		j.log.Error("nothing is undone: the strategy has no plan for it", "strategy", j.rec.Strategy, "error", err)
 
 		return false, nil
@@ -359,30 +391,69 @@ func (j *run) undoAll(ctx context.Context) (committed bool, err error) {
 	return j.undo(ctx, plan)
 }
 
-// undo undoes the begun steps, newest first. What can't be undone is left, with a line for the operator: the volume must
-// not wait for it. It reports true, and undoes nothing, when the commit step turns out to have had its effect.
+// undo undoes the begun steps, newest first, unless the commit step turns out to have had its effect: then it reports
+// true and undoes nothing. When nobody can tell, it undoes nothing either, and its error says GiveUp: what would be
+// removed may be an active image's data.
 func (j *run) undo(ctx context.Context, plan Plan) (committed bool, err error) {
-	for _, name := range slices.Backward(slices.Clone(j.rec.Begun)) {
-		i := slices.IndexFunc(plan.Steps, func(s Step) bool { return s.Name == name })
-		if i < 0 || plan.Steps[i].Undo == nil {
-			continue
-		}
-		err := j.patiently(ctx, plan.Strategy, "undo-"+name, plan.Steps[i].Undo)
-		switch {
-		case errors.Is(err, ErrCommitted):
-			j.rec.Committed = true
-
-			return true, j.save(ctx)
-		case ctx.Err() != nil:
-			return false, interrupted(ctx, err)
-		case AdviceOf(err) == StandBy:
+	if committed, err := j.hasCommitted(ctx, plan); committed || err != nil {
+		return committed, err
+	}
+	// From here on no step counts as done: whoever adopts the job in the middle of this begins again at the first one,
+	// and finds the rest of it.
+	j.rec.Steps = nil
+	if err := j.save(ctx); err != nil {
+		return false, err
+	}
+	patience := j.conf.Backoff.Patience
+	for _, name := range slices.Backward(j.rec.Begun) {
+		left, err := j.undoStep(ctx, patience, plan, name)
+		if err != nil {
 			return false, err
-		case err != nil:
-			j.log.Error("a step could not be undone; what it left has to be removed by hand", "strategy", plan.Strategy,
-				"step", name, "reason", ReasonOf(err), "error", err)
+		}
+		if left {
+			patience = 0 // what is older may wait in vain for what is left, and the volume with it
 		}
 	}
 	j.rec.Begun = nil
 
 	return false, j.save(ctx)
+}
+
+// hasCommitted asks the commit step's Undo, if the step was begun.
+func (j *run) hasCommitted(ctx context.Context, plan Plan) (bool, error) {
+	undo := plan.step(plan.Commit).Undo
+	if !contains(j.rec.Begun, plan.Commit) || undo == nil {
+		return false, nil
+	}
+	err := j.patiently(ctx, j.conf.Backoff.Patience, plan.Strategy, "undo-"+plan.Commit, undo)
+	switch {
+	case err == nil:
+		return false, nil
+	case errors.Is(err, ErrCommitted):
+		j.rec.Committed = true
+
+		return true, j.save(ctx)
+	case AdviceOf(err) == StandBy:
+		return false, err
+	}
+	j.log.Error("nobody can tell whether the image is active; nothing is removed", "strategy", plan.Strategy,
+		"step", plan.Commit, "reason", ReasonOf(err), "error", err)
+
+	return false, &Error{Op: "find out whether the image became active", Reason: ReasonOf(err), Err: err}
+}
+
+// undoStep undoes one step. What can't be undone is left, with a line for the operator: the volume must not wait for it.
+func (j *run) undoStep(ctx context.Context, patience time.Duration, plan Plan, name string) (left bool, err error) {
+	undo := plan.step(name).Undo
+	if undo == nil || name == plan.Commit {
+		return false, nil
+	}
+	err = j.patiently(ctx, patience, plan.Strategy, "undo-"+name, undo)
+	if err == nil || AdviceOf(err) == StandBy {
+		return false, err
+	}
+	j.log.Error("a step could not be undone; what it left has to be removed by hand", "strategy", plan.Strategy,
+		"step", name, "reason", ReasonOf(err), "error", err)
+
+	return true, nil
 }

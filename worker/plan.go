@@ -51,8 +51,23 @@ func (p Plan) Names() []string {
 	return names
 }
 
-// validate finds a strategy's mistakes before anything is done.
-func (p Plan) validate() error {
+// step finds a step; the zero Step when the plan has none of this name.
+func (p Plan) step(name string) Step {
+	for _, s := range p.Steps {
+		if s.Name == name {
+			return s
+		}
+	}
+
+	return Step{}
+}
+
+// validate finds a strategy's mistakes before anything is done. A plan under another name than its strategy's would be
+// made again and again, because the journal would note the wrong one as tried.
+func (p Plan) validate(strategy string) error {
+	if p.Strategy != strategy {
+		return internal("plan "+strategy, fmt.Errorf("the plan is named %q", p.Strategy))
+	}
 	seen := map[string]bool{}
 	for _, s := range p.Steps {
 		if s.Name == "" || s.Do == nil || seen[s.Name] {

@@ -72,7 +72,9 @@ func (j *run) toEnd(ctx context.Context) error {
 func (j *run) attended(ctx context.Context, f func(context.Context) error) error {
 	attending, stop := context.WithCancel(ctx)
 	var w sync.WaitGroup
-	w.Go(func() { j.Settler.Attend(attending, j.rec.Job) })
+	w.Go(func() {
+		_ = j.safely("attend", func() error { j.Settler.Attend(attending, j.rec.Job); return nil }) // logged there
+	})
 	defer w.Wait()
 	defer stop()
 
