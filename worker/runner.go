@@ -3,8 +3,11 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -119,7 +122,7 @@ func (r *Runner) take(ctx, work context.Context) {
 // accept journals the request and then acknowledges it; false when there is nothing to do here. A crash before Create
 // leaves the message with the broker, one after it leaves the job to whoever scans first.
 func (r *Runner) accept(ctx, work context.Context, d Delivery) (Job, bool) {
-	job, err := d.Job()
+	job, err := decode(d)
 	if err != nil {
 		r.reject(work, d, err)
 
@@ -146,6 +149,17 @@ func (r *Runner) accept(ctx, work context.Context, d Delivery) (Job, bool) {
 	r.log(job).Info("job accepted", "redelivered", d.Redelivered())
 
 	return job, true
+}
+
+// decode guards against messages that make the decoder panic: they would go from worker to worker and end each.
+func decode(d Delivery) (job Job, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = internal("decode the request", fmt.Errorf("panic: %v", p))
+		}
+	}()
+
+	return d.Job()
 }
 
 // create tries for a while, under work, but not again once ctx has ended. Between two tries the message stays with us,
@@ -225,6 +239,7 @@ func (r *Runner) adopt(ctx, work context.Context) {
 
 			continue
 		}
+		r.forget()
 		rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] }) // workers scan apart
 		for _, key := range keys {
 			if ctx.Err() != nil {
@@ -259,19 +274,24 @@ func (r *Runner) adoptOne(ctx, work context.Context, key string) {
 // retire remembers a closed record and removes it when its time is up.
 func (r *Runner) retire(ctx context.Context, rec Record) {
 	key, keep := rec.Job.Key(), rec.Updated.Add(r.conf.Retention)
-	r.mu.Lock()
-	r.closed[key] = keep
-	expired := time.Now().After(keep)
-	if expired {
-		delete(r.closed, key)
-	}
-	r.mu.Unlock()
-	if !expired {
+	if !time.Now().After(keep) {
+		r.mu.Lock()
+		r.closed[key] = keep
+		r.mu.Unlock()
+
 		return
 	}
 	if err := r.Journal.Remove(ctx, key); err != nil {
 		r.Logger.Warn("remove an old record from the journal", "image", key, "error", err)
 	}
+}
+
+// forget drops the closed records whose time is up, also those that another worker removed.
+func (r *Runner) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(r.closed, func(_ string, until time.Time) bool { return now.After(until) })
 }
 
 // knows reports whether a scan can pass the key by.
@@ -312,6 +332,10 @@ func (r *Runner) start(ctx context.Context, job Job, adopting bool, slot chan st
 			delete(r.mine, key)
 			r.mu.Unlock()
 			<-slot
+			// What strategies and settlers do is guarded where it happens; this is for the rest. The job stays open.
+			if p := recover(); p != nil {
+				r.log(job).Error("panic", "panic", p, "stack", string(debug.Stack()))
+			}
 		}()
 		r.work(ctx, job, adopting)
 	})
