@@ -88,7 +88,9 @@ func ReasonOf(err error) Reason {
 		return ReasonNone
 	case errors.As(err, &e):
 		return e.Reason
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, ErrLeaseLost):
+		return ReasonLeaseLost
+	case errors.Is(err, ErrStopping), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return ReasonStopping
 	default:
 		return ReasonInternal

@@ -36,9 +36,9 @@ func (b Backoff) WithDefaults() Backoff {
 // delay is the wait after the n-th failure, n counted from 1. Half of it is certain: a wait of next to nothing would
 // burn attempts.
 func (b Backoff) delay(n int) time.Duration {
-	d := b.Max
-	if n < 30 {
-		d = min(b.Max, b.First<<(n-1))
+	d := min(b.First, b.Max)
+	for ; n > 1 && d < b.Max; n-- {
+		d = min(2*d, b.Max) // step by step: a shift would overflow
 	}
 
 	return d/2 + rand.N(d/2+1)
