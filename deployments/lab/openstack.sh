@@ -65,13 +65,20 @@ key_repository = $dir/credential
 policy_dirs = /etc/keystone/policy.d
 C
   seeded keystone keystone-manage --config-file "$dir/keystone.conf" db_sync
-  # shellcheck disable=SC2016
-  inside sh -ec 'conf=$1; shift
-    keystone-manage --config-file "$conf" fernet_setup --keystone-user root --keystone-group root
-    keystone-manage --config-file "$conf" credential_setup --keystone-user root --keystone-group root
-    keystone-manage --config-file "$conf" bootstrap --bootstrap-password "$1" --bootstrap-region-id RegionOne \
-      --bootstrap-public-url "$2" --bootstrap-internal-url "$2" --bootstrap-admin-url "$2"' \
-    sh "$dir/keystone.conf" "$PASSWORD" "$KEYSTONE_URL" > "$log" 2>&1 || fail "Keystone could not be made" "$log"
+  write_keys "$dir/fernet"
+  write_keys "$dir/credential"
+  inside keystone-manage --config-file "$dir/keystone.conf" bootstrap --bootstrap-password "$PASSWORD" \
+    --bootstrap-region-id RegionOne --bootstrap-public-url "$KEYSTONE_URL" --bootstrap-internal-url "$KEYSTONE_URL" \
+    --bootstrap-admin-url "$KEYSTONE_URL" > "$log" 2>&1 || fail "Keystone could not be made" "$log"
+}
+
+# write_keys DIR: a staged and a primary Fernet key, as 'keystone-manage fernet_setup' writes them; each of its runs
+# takes seconds to import Keystone.
+write_keys() {
+  local n
+  mkdir -m 700 "$1"
+  for n in 0 1; do head -c 32 /dev/urandom | base64 -w 0 | tr '+/' '-_' > "$1/$n"; done
+  chmod 600 "$1"/*
 }
 
 keystone_up() {

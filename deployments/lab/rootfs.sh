@@ -65,8 +65,15 @@ root_fingerprint() { { printf '%s\n' "$LAB_GENERATION" "${PACKAGES[@]}" "${EXCLU
 
 root_ready() { [ "$(cat "$LAB_ROOT/$ROOT_MARKER" 2>/dev/null)" = "$(root_fingerprint)" ]; }
 
+# update_host_lists LOG: apt names its mirrors only when it has fetched their lists, and a fresh host has none.
+update_host_lists() {
+  [ -z "$(mirror_of "$(host_codename)")" ] || return 0
+  progress "updating the host's package lists"
+  apt-get -o DPkg::Lock::Timeout=300 update >> "$1" 2>&1 || fail "apt-get update failed on the host" "$1"
+}
+
 install_mmdebstrap() {
-  command -v mmdebstrap >/dev/null && return 0
+  command -v mmdebstrap > /dev/null && return 0
   progress "installing mmdebstrap on the host"
   { apt-get -o DPkg::Lock::Timeout=300 update &&
     DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends mmdebstrap; } \
@@ -79,12 +86,13 @@ make_root() {
   write_root_hook "$LAB_ROOT.hook"
   for path in "${EXCLUDED[@]}"; do opts+=("--dpkgopt=path-exclude=$path"); done
   while read -r path; do opts+=("$path"); done < <(host_acquire)
+  root_sources > "$LAB_ROOT.sources" || exit 1
   # Mounts that mmdebstrap makes stay in a mount namespace of their own: whatever kills it, nothing is left mounted.
-  root_sources | unshare --mount --uts --propagation private sh -c 'hostname lab; exec "$@"' sh \
+  unshare --mount --uts --propagation private sh -c 'hostname lab; exec "$@"' sh \
     mmdebstrap --mode=root --variant=apt --components=main --include="$(IFS=,; echo "${PACKAGES[*]}")" \
       --dpkgopt=force-unsafe-io --aptopt='Acquire::Languages "none"' --aptopt='Acquire::Retries "3"' \
       --aptopt='DPkg::Lock::Timeout "300"' "${opts[@]}" --essential-hook="$LAB_ROOT.hook" \
-      "$LAB_GENERATION" "$LAB_ROOT.new" - >> "$log" 2>&1
+      "$LAB_GENERATION" "$LAB_ROOT.new" "$LAB_ROOT.sources" >> "$log" 2>&1
 }
 
 # prepare makes the root file system unless it is there. Idempotent; a second caller waits for the first.
@@ -98,6 +106,7 @@ prepare() {
   retire_check
   t0=$(now)
   : > "$log"
+  update_host_lists "$log"
   install_mmdebstrap "$log"
   progress "making the root file system: Debian $LAB_GENERATION and ${#PACKAGES[@]} packages (about a minute; log: $log)"
   rm -rf --one-file-system "$LAB_ROOT.new"
@@ -105,7 +114,7 @@ prepare() {
   rm -rf --one-file-system "$LAB_ROOT"
   root_fingerprint > "$LAB_ROOT.new/$ROOT_MARKER"
   mv "$LAB_ROOT.new" "$LAB_ROOT"
-  rm -f "$LAB_ROOT.hook"
+  rm -f "$LAB_ROOT".{hook,sources}
   exec 8>&-
   progress_done "$t0" "root file system $LAB_ROOT, $(du -sh "$LAB_ROOT" | cut -f1)"
 }
