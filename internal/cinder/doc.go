@@ -33,7 +33,11 @@
 // All errors are *worker.Error. A broker, Cinder, Glance or Keystone that is away is Retry. A step that can't succeed any
 // more says so in the log, with what the operator can do, and returns nil. A result cast that was confirmed and then lost
 // by cinder-volume (oslo.messaging acknowledges before it runs a method) leaves the volume in `uploading`, as it does
-// with stock Cinder; `openstack volume set --state` frees it.
+// with stock Cinder; `openstack volume set --state` frees it. So does a plain cast that is rejected as no request at all:
+// what it says can't be acted upon. Cinder and our own glue don't send such; the dead-letter queue shows it.
+//
+// With `done` and with a call, Cinder frees the volume a moment after we have told it; the next upload of the same volume
+// may then begin before this job is closed, and waits for it.
 //
 // # Notifications
 //

@@ -67,8 +67,12 @@ func (t *telling) alone(ctx context.Context) error {
 	if t.outcome.Result == worker.Declined {
 		t.log.Error("a declined job could not be handed back to Cinder: its image is removed, the user has to ask again",
 			"message", t.outcome.Message)
-		if err := t.discard(ctx); err != nil && passing(err) {
+		err := t.discard(ctx)
+		if err != nil && passing(err) {
 			return err
+		}
+		if err != nil {
+			t.log.Error("image is left `queued`, delete it with `openstack image delete`", "error", err)
 		}
 	}
 
