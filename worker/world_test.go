@@ -174,6 +174,7 @@ type proc struct {
 
 	mu      sync.Mutex
 	dead    bool
+	missing []string // operations of the journal that fail until further notice; "*" for all
 	unacked []*message
 	waiting int // calls of Receive under way
 	running int
@@ -233,6 +234,20 @@ func (p *proc) die() {
 	p.w.mu.Unlock()
 }
 
+// away lets these operations of the journal fail from now on, and no others.
+func (p *proc) away(ops ...string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.missing = ops
+}
+
+func (p *proc) lacks(op string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	return slices.Contains(p.missing, op) || slices.Contains(p.missing, "*")
+}
+
 func (p *proc) isDead() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -263,6 +278,9 @@ func transient(op string) error {
 func (p *proc) journalFault(op string) (before, after error) {
 	if p.isDead() {
 		return errDead, nil
+	}
+	if p.lacks(op) {
+		return transient(op), nil
 	}
 	switch p.next(op) {
 	case dieBefore:
