@@ -2,18 +2,26 @@ package ceph
 
 import "context"
 
-// await runs fn, which calls into librados or librbd and can't be interrupted, and answers when fn has ended or ctx is
+// await is detach for a ctx that may be done already: then fn is not run at all.
+func await[T any](ctx context.Context, fn func() (T, error), undo func(T)) (T, error) {
+	if ctx.Err() != nil {
+		var none T
+
+		return none, context.Cause(ctx)
+	}
+
+	return detach(ctx, fn, undo)
+}
+
+// detach runs fn, which calls into librados or librbd and can't be interrupted, and answers when fn has ended or ctx is
 // done, whichever comes first. In the second case fn goes on by itself and must give back what it holds; a value that
 // it still produces goes to undo (nil: nothing to give back).
-func await[T any](ctx context.Context, fn func() (T, error), undo func(T)) (T, error) {
+func detach[T any](ctx context.Context, fn func() (T, error), undo func(T)) (T, error) {
 	type result struct {
 		value T
 		err   error
 	}
 	var none T
-	if ctx.Err() != nil {
-		return none, context.Cause(ctx)
-	}
 	// Unbuffered: either the caller takes the value or undo gets it, never both and never neither.
 	done := make(chan result)
 	go func() {

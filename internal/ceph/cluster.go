@@ -63,6 +63,7 @@ type Cluster struct {
 
 	mu     sync.Mutex
 	absent map[string]time.Time // owners that we may not blocklist, by address: since when their lease is seen free
+	warned bool                 // the log says already that we may not
 }
 
 var _ worker.Journal = (*Cluster)(nil)

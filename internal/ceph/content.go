@@ -54,8 +54,12 @@ func (im *Images) Open(ctx context.Context, src strategies.Ref, snap string) (st
 
 		return nil, classify(op, fmt.Errorf("the connection is closed: %w", worker.ErrStopping))
 	}
-	opened, err := await(joined, func() (*content, error) {
-		if err := c.open(src, snap); err != nil {
+	opened, err := detach(joined, func() (*content, error) {
+		err := context.Cause(joined)
+		if err == nil {
+			err = c.open(src, snap)
+		}
+		if err != nil {
 			im.leave()
 
 			return nil, err

@@ -80,7 +80,8 @@ func (c *Cluster) outwait(addr string, why error) error {
 	defer c.mu.Unlock()
 	since, known := c.absent[addr]
 	if !known {
-		if len(c.absent) == 0 {
+		if !c.warned {
+			c.warned = true
 			c.opts.Logger.Warn("can't fence workers that disappeared, their jobs have to wait",
 				"wait", c.opts.FenceWait, "error", why, "advice", `give the key the cap mon "profile rbd"`)
 		}
@@ -90,6 +91,7 @@ func (c *Cluster) outwait(addr string, why error) error {
 	if time.Since(since) < c.opts.FenceWait {
 		return fmt.Errorf("the owner %s can't be fenced and may still be at work: %w", addr, worker.ErrHeld)
 	}
+	delete(c.absent, addr)
 
 	return nil
 }

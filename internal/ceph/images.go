@@ -142,17 +142,17 @@ func (im *Images) do(ctx context.Context, op string, on strategies.Ref, fn func(
 		return classify(op, fmt.Errorf("the connection is closed: %w", worker.ErrStopping))
 	}
 
-	return classify(op, awaitErr(ctx, im.leaving(release, func() error { return fn(ctx) })))
-}
-
-// leaving makes fn give back its reservation, also when nobody waits for it any more.
-func (im *Images) leaving(release func(), fn func() error) func() error {
-	return func() error {
+	_, err = detach(ctx, func() (struct{}, error) {
 		defer im.leave()
 		defer release()
+		if ctx.Err() != nil {
+			return struct{}{}, context.Cause(ctx)
+		}
 
-		return fn()
-	}
+		return struct{}{}, fn(ctx)
+	}, nil)
+
+	return classify(op, err)
 }
 
 // join makes a context that ends with ctx and with the connection, with the cause of either.

@@ -16,7 +16,7 @@ func labRig(t testing.TB) strategiestest.Rig {
 
 	return strategiestest.Rig{
 		Source: im, Destination: im, Backdoor: &backdoor{im: labImages(t)},
-		Volumes: env["LAB_POOL_VOLUMES"], Images: env["LAB_POOL_IMAGES"], ObjectSize: 64 << 10, ID: newID,
+		Volumes: env["LAB_POOL_VOLUMES"], Images: env["LAB_POOL_IMAGES"], ObjectSize: 64 << 10, ID: newID, Parallel: true,
 	}
 }
 

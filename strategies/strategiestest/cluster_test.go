@@ -98,7 +98,9 @@ type spy struct {
 	said []string
 }
 
-func (s *spy) Errorf(format string, args ...any) { s.said = append(s.said, fmt.Sprintf(format, args...)) }
+func (s *spy) Errorf(format string, args ...any) {
+	s.said = append(s.said, fmt.Sprintf(format, args...))
+}
 
 func TestInvariants(t *testing.T) {
 	for name, crime := range map[string]func(*testing.T, Rig, *Glance, strategies.Make){

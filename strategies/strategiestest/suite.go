@@ -3,6 +3,7 @@ package strategiestest
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -21,27 +22,42 @@ type Rig struct {
 	ObjectSize      int64         // of the volumes, in bytes; a multiple of 2048
 	ID              func() string // an id that was not used before, in the form of a UUID
 	Kinds           []Kind        // of volumes; nil for Kinds()
+	Parallel        bool          // run the cases in parallel: a real cluster spends most of the time waiting
 }
 
 // Run runs the conformance suite.
 func Run(t *testing.T, r Rig) {
+	for _, c := range append(kindCases(r), suiteCases()...) {
+		t.Run(c.name, func(t *testing.T) {
+			if r.Parallel {
+				t.Parallel()
+			}
+			c.fn(t, r)
+		})
+	}
+}
+
+// kindCases are the ways to make an image of each kind of volume.
+func kindCases(r Rig) []suiteCase {
 	kinds := r.Kinds
 	if kinds == nil {
 		kinds = Kinds()
 	}
+	var list []suiteCase
 	for _, k := range kinds {
-		t.Run("clone and flatten/"+k.Name, func(t *testing.T) { cloneAndFlatten(t, r, k.Build(t, r), 0) })
-		t.Run("copy/"+k.Name, func(t *testing.T) { copyObjects(t, r, k.Build(t, r), 0) })
-		t.Run("open/"+k.Name, func(t *testing.T) { open(t, r, k.Build(t, r)) })
+		list = append(list,
+			suiteCase{"clone and flatten/" + k.Name, func(t *testing.T, r Rig) { cloneAndFlatten(t, r, k.Build(t, r), 0) }},
+			suiteCase{"copy/" + k.Name, func(t *testing.T, r Rig) { copyObjects(t, r, k.Build(t, r), 0) }},
+			suiteCase{"open/" + k.Name, func(t *testing.T, r Rig) { open(t, r, k.Build(t, r)) }})
 	}
 	for _, size := range []int64{2 * r.ObjectSize, r.ObjectSize / 2} {
-		at := func() strategies.Ref { return r.volume(t, 9*r.ObjectSize+512, 0, 1, 4, 8) }
-		t.Run("clone and flatten/other object size", func(t *testing.T) { cloneAndFlatten(t, r, at(), size) })
-		t.Run("copy/other object size", func(t *testing.T) { copyObjects(t, r, at(), size) })
+		at := func(t *testing.T, r Rig) strategies.Ref { return r.volume(t, 9*r.ObjectSize+512, 0, 1, 4, 8) }
+		list = append(list,
+			suiteCase{fmt.Sprintf("clone and flatten/objects of %d", size), func(t *testing.T, r Rig) { cloneAndFlatten(t, r, at(t, r), size) }},
+			suiteCase{fmt.Sprintf("copy/objects of %d", size), func(t *testing.T, r Rig) { copyObjects(t, r, at(t, r), size) }})
 	}
-	for _, c := range suiteCases() {
-		t.Run(c.name, func(t *testing.T) { c.fn(t, r) })
-	}
+
+	return list
 }
 
 type suiteCase struct {
