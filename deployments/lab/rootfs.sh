@@ -86,13 +86,13 @@ make_root() {
   write_root_hook "$LAB_ROOT.hook"
   for path in "${EXCLUDED[@]}"; do opts+=("--dpkgopt=path-exclude=$path"); done
   while read -r path; do opts+=("$path"); done < <(host_acquire)
-  root_sources > "$LAB_ROOT.sources" || exit 1
+  root_sources > "$LAB_ROOT.list" || exit 1
   # Mounts that mmdebstrap makes stay in a mount namespace of their own: whatever kills it, nothing is left mounted.
   unshare --mount --uts --propagation private sh -c 'hostname lab; exec "$@"' sh \
     mmdebstrap --mode=root --variant=apt --components=main --include="$(IFS=,; echo "${PACKAGES[*]}")" \
       --dpkgopt=force-unsafe-io --aptopt='Acquire::Languages "none"' --aptopt='Acquire::Retries "3"' \
       --aptopt='DPkg::Lock::Timeout "300"' "${opts[@]}" --essential-hook="$LAB_ROOT.hook" \
-      "$LAB_GENERATION" "$LAB_ROOT.new" "$LAB_ROOT.sources" >> "$log" 2>&1
+      "$LAB_GENERATION" "$LAB_ROOT.new" "$LAB_ROOT.list" >> "$log" 2>&1
 }
 
 # prepare makes the root file system unless it is there. Idempotent; a second caller waits for the first.
@@ -114,7 +114,7 @@ prepare() {
   rm -rf --one-file-system "$LAB_ROOT"
   root_fingerprint > "$LAB_ROOT.new/$ROOT_MARKER"
   mv "$LAB_ROOT.new" "$LAB_ROOT"
-  rm -f "$LAB_ROOT".{hook,sources}
+  rm -f "$LAB_ROOT".{hook,list}
   exec 8>&-
   progress_done "$t0" "root file system $LAB_ROOT, $(du -sh "$LAB_ROOT" | cut -f1)"
 }
