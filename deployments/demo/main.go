@@ -22,7 +22,7 @@ func main() {
 	defer stop()
 	if err := run(ctx, os.Stdout, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
-		os.Exit(1) //nolint:forbidigo,gocritic // main's way to fail
+		os.Exit(1) //nolint:forbidigo // main's way to fail
 	}
 }
 

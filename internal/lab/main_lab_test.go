@@ -182,12 +182,12 @@ func TestMain(m *testing.M) {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1) //nolint:forbidigo // TestMain's way to fail
+		os.Exit(1)
 	}
 	code := m.Run()
 	if err := l.Control(context.Background(), "hook", "none"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
-	os.Exit(code) //nolint:forbidigo // TestMain's way to end
+	os.Exit(code)
 }
