@@ -241,34 +241,43 @@ func (r *Runner) adopt(ctx, work context.Context) {
 		}
 		r.forget()
 		rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] }) // workers scan apart
+		wait := slotWait
 		for _, key := range keys {
 			if ctx.Err() != nil {
 				return
 			}
-			r.adoptOne(ctx, work, key)
+			if !r.adoptOne(ctx, work, key, wait) {
+				wait = 0 // full: one wait a scan is enough
+			}
 		}
 	}
 }
 
-// adoptOne starts the job if it is open, not ours already, and a slot is free. Whether its lease is free shows in Claim.
-func (r *Runner) adoptOne(ctx, work context.Context, key string) {
+// slotWait is how long adoption waits for a slot. Most open jobs belong to workers that live, and finding that out takes
+// a slot for some milliseconds: without a wait the scan would pass the others by meanwhile.
+const slotWait = time.Second
+
+// adoptOne starts the job if it is open and not ours already. Whether its lease is free shows in Claim. It reports false
+// when no slot became free within wait.
+func (r *Runner) adoptOne(ctx, work context.Context, key string, wait time.Duration) bool {
 	if r.knows(key) {
-		return
+		return true
 	}
 	rec, err := r.Journal.Load(ctx, key)
 	if err != nil {
-		return // gone, or the journal is away: the next scan tells
+		return true // gone, or the journal is away: the next scan tells
 	}
 	if rec.Closed {
 		r.retire(ctx, rec)
 
-		return
+		return true
 	}
-	slot, ok := r.freeSlot()
-	if !ok {
-		return
+	slot, ok := r.freeSlot(ctx, wait)
+	if ok {
+		r.start(work, rec.Job, true, slot)
 	}
-	r.start(work, rec.Job, true, slot)
+
+	return ok
 }
 
 // retire remembers a closed record and removes it when its time is up.
@@ -302,7 +311,7 @@ func (r *Runner) knows(key string) bool {
 	return r.mine[key] || time.Now().Before(r.closed[key])
 }
 
-func (r *Runner) freeSlot() (chan struct{}, bool) {
+func (r *Runner) freeSlot(ctx context.Context, wait time.Duration) (chan struct{}, bool) {
 	for _, slot := range []chan struct{}{r.slots, r.reserve} {
 		select {
 		case slot <- struct{}{}:
@@ -310,8 +319,16 @@ func (r *Runner) freeSlot() (chan struct{}, bool) {
 		default:
 		}
 	}
-
-	return nil, false
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	select {
+	case r.slots <- struct{}{}:
+		return r.slots, true
+	case r.reserve <- struct{}{}:
+		return r.reserve, true
+	case <-ctx.Done():
+		return nil, false
+	}
 }
 
 // start works on the job in a goroutine of its own and gives the slot back at its end.
