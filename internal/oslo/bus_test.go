@@ -201,7 +201,7 @@ func TestDeadLetterFaults(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newFakeSite(t, "rabbit://")
 				d := openDesk(t, s, nil)
-				d.send("garbage", "")
+				d.send("garbage")
 				got := d.receive()
 				strike := atomic.Bool{}
 				s.b.mu.Lock()

@@ -2,7 +2,6 @@ package oslo
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -107,11 +106,7 @@ func (d *desk) receive() *Delivery {
 
 func (d *desk) backlog(n int) {
 	d.t.Helper()
-	got := -1
-	d.until(fmt.Sprintf("%d messages ready, last %d", n, got), func() bool {
-		got = d.s.ready(d.t, d.o.Topic)
-		return got == n
-	})
+	d.until(fmt.Sprintf("%d messages ready", n), func() bool { return d.s.ready(d.t, d.o.Topic) == n })
 }
 
 // take reads one message of a queue past the bus.
@@ -145,7 +140,7 @@ func (d *desk) declare(q queue) {
 	}
 }
 
-func (d *desk) send(body, reply string) {
+func (d *desk) send(body string) {
 	d.t.Helper()
 	if err := d.b.Publish(d.ctx(), d.o.Exchange, d.o.Topic, Message{Body: []byte(body)}, true); err != nil {
 		d.t.Fatal(err)
@@ -264,7 +259,7 @@ func settledOnce(t *testing.T, s site) {
 
 func deadLetter(t *testing.T, s site) {
 	d := openDesk(t, s, nil)
-	d.send(wrap(`{"args":{"volume_id":"v"},"_context_auth_token":"tok-123"}`), "")
+	d.send(wrap(`{"args":{"volume_id":"v"},"_context_auth_token":"tok-123"}`))
 	got := d.receive()
 	var de *DecodeError
 	if !errors.As(got.DecodeError, &de) || de.Reason != ReasonMissingField {
@@ -478,7 +473,7 @@ func ping(t *testing.T, s site) {
 	queueName := "reply_" + newID()
 	d.declare(queue{name: queueName, durable: true})
 	t.Cleanup(func() { s.remove(t, queueName) })
-	d.send(wrap(`{"method":"oslo_rpc_server_ping","args":{},"_msg_id":"p","_reply_q":"`+queueName+`"}`), queueName)
+	d.send(wrap(`{"method":"oslo_rpc_server_ping","args":{},"_msg_id":"p","_reply_q":"`+queueName+`"}`))
 	d.cast("one")
 	got := d.receive()
 	if got.Request.Method != "one" {
@@ -596,13 +591,4 @@ func manySlots(t *testing.T, s site) {
 		t.Errorf("%d different messages of %d", len(seen), messages)
 	}
 	d.backlog(0)
-}
-
-// raw keeps test messages short.
-func raw(v any) json.RawMessage {
-	out, err := json.Marshal(v)
-	if err != nil {
-		panic(err)
-	}
-	return out
 }
