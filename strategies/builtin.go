@@ -42,7 +42,8 @@ type Deps struct {
 // All lists the names of the strategies in their default order.
 func All() []string { return []string{NameCloneFlatten, NameCopy, NameExportUpload} }
 
-// Builtin builds the strategies of d.Options.Order, or all of them.
+// Builtin builds the strategies of d.Options.Order, or all of them. Those that the operator left out come last and serve
+// only jobs that were begun with them: somebody has to finish these, or undo them.
 func Builtin(d Deps) ([]worker.Strategy, error) {
 	order := d.Options.Order
 	if len(order) == 0 {
@@ -56,12 +57,29 @@ func Builtin(d Deps) ([]worker.Strategy, error) {
 		NameCopy:         &Copy{Deps: d},
 		NameExportUpload: &ExportUpload{Deps: d},
 	}
-	list := make([]worker.Strategy, len(order))
-	for i, name := range order {
-		list[i] = all[name]
+	list := make([]worker.Strategy, 0, len(all))
+	for _, name := range order {
+		list = append(list, all[name])
+	}
+	for _, name := range All() {
+		if !slices.Contains(order, name) {
+			list = append(list, leftOut{all[name]})
+		}
 	}
 
 	return list, nil
+}
+
+// leftOut is a strategy that the operator does not want any more.
+type leftOut struct{ worker.Strategy }
+
+// Plan serves jobs that were begun with the strategy.
+func (l leftOut) Plan(ctx context.Context, t worker.Task) (worker.Plan, error) {
+	if t.Kept == nil {
+		return worker.Plan{}, worker.NotApplicable(l.Name(), l.Name()+" is not among the configured strategies")
+	}
+
+	return l.Strategy.Plan(ctx, t)
 }
 
 // CheckOrder refuses unknown and repeated names, and lists the valid ones.

@@ -65,7 +65,8 @@ func (c *CloneFlatten) clone(mk Make) worker.Step {
 // registerEarly offers Glance a clone that still has its parent. Where Glance may not open the parent, the plan becomes
 // the late one, and clone and seal are looked at again: Glance's revert may have removed them.
 func (c *CloneFlatten) registerEarly(mk Make, p placement) worker.Step {
-	step := c.Deps.register(mk, p, false, StepClone, StepSeal)
+	redo := []string{StepClone, StepSeal, StepFlatten} // flatten: an earlier worker may have planned it before this
+	step := c.Deps.register(mk, p, false, redo...)
 	do := step.Do
 	step.Do = func(ctx context.Context, pr worker.Progress) error {
 		err := do(ctx, pr)
@@ -74,7 +75,7 @@ func (c *CloneFlatten) registerEarly(mk Make, p placement) worker.Step {
 		}
 		c.Deps.Memory.refuse(p)
 
-		return &worker.Replan{Redo: []string{StepClone, StepSeal}, Err: err}
+		return &worker.Replan{Redo: redo, Err: err}
 	}
 
 	return step

@@ -146,8 +146,17 @@ func (d Deps) store(ctx context.Context, strategy, wanted string) (Store, error)
 		return d.Options.complete(Store{ID: wanted, Type: "rbd"}), nil
 	}
 	for _, s := range stores {
-		if s.ID == wanted || wanted == "" && (s.Default || len(stores) == 1) {
+		usual := s.Default || len(stores) == 1
+		switch {
+		case s.ID != wanted && (wanted != "" || !usual):
+			continue
+		case s.ID == d.Options.StoreID || d.Options.StoreID == "" && usual:
 			return d.Options.complete(s), nil
+		case s.Type == "rbd" && s.Pool == "":
+			// A guess could put the image into the pool of another store.
+			return s, worker.NotApplicable(strategy, fmt.Sprintf("Glance does not tell the pool of its store %q", s.ID))
+		default:
+			return s, nil // not the store that the operator's words are about
 		}
 	}
 
@@ -156,7 +165,7 @@ func (d Deps) store(ctx context.Context, strategy, wanted string) (Store, error)
 
 // complete lets the operator's word win and fills in defaults.
 func (o Options) complete(s Store) Store {
-	if o.ImagePool != "" && (o.StoreID == "" || o.StoreID == s.ID) {
+	if o.ImagePool != "" {
 		s.Pool = o.ImagePool
 	}
 	if o.ImageFSID != "" {

@@ -61,21 +61,23 @@ func (d Deps) register(mk Make, p placement, flat bool, redo ...string) worker.S
 			if err != nil {
 				return err
 			}
-			if !complete && !d.registered(ctx, mk.Job, location) {
+			if complete {
+				return d.Images.Register(ctx, mk.Job, location, p.Size)
+			}
+			switch err := d.notCommitted(ctx, mk.Job, location); {
+			case err == nil:
 				// The journal says that it was made, reality does not: Glance's revert removes the data of a location
-				// that it could not finish (glance c76abb0 async_/flows/location_import.py:275).
+				// that it could not finish (glance c76abb0 async_/flows/location_import.py:275). Made again only
+				// when Glance certainly does not use it.
 				return &worker.Replan{Redo: redo, Err: errors.New("image " + mk.Dst.String() + " is not complete")}
+			case !errors.Is(err, worker.ErrCommitted):
+				return err
 			}
 
 			return d.Images.Register(ctx, mk.Job, location, p.Size)
 		},
 		Undo: func(ctx context.Context) error { return d.notCommitted(ctx, mk.Job, location) },
 	}
-}
-
-// registered reports whether Glance shows the image active with the location; errors count as no.
-func (d Deps) registered(ctx context.Context, imageID, location string) bool {
-	return errors.Is(d.notCommitted(ctx, imageID, location), worker.ErrCommitted)
 }
 
 // notCommitted is nil when Glance certainly does not use location: only then may what is behind it be removed.
@@ -89,7 +91,7 @@ func (d Deps) notCommitted(ctx context.Context, imageID, location string) error 
 	case img.Status == worker.ImageImporting:
 		return &worker.Error{Op: "undo the registration of image " + imageID, Reason: worker.ReasonImageState,
 			Advice: worker.Retry, Err: errors.New("glance is still importing the location")}
-	case img.Status != worker.ImageActive:
+	case img.Status != worker.ImageActive && img.Status != worker.ImageDeactivated:
 		return nil
 	case len(img.Locations) > 0 && !slices.Contains(img.Locations, location):
 		return nil // active with somebody else's data

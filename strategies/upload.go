@@ -52,31 +52,40 @@ func (e *ExportUpload) place(ctx context.Context, t worker.Task) (placement, err
 func (e *ExportUpload) upload(mk Make, p placement) worker.Step {
 	return worker.Step{
 		Name: StepUpload,
-		Do: func(ctx context.Context, pr worker.Progress) (err error) {
-			content, err := e.Deps.Source.Open(ctx, mk.Src, mk.Snapshot)
-			if err != nil {
-				return err
-			}
-			defer content.Close() // read-only: nothing can be lost by it
-
-			return e.Deps.Images.Upload(ctx, mk.Job, p.Store, content, p.Size, pr)
-		},
-		// No location of ours: active means that the upload was whole, because its size was announced.
-		Undo: func(ctx context.Context) error { return e.uploaded(ctx, mk.Job) },
+		Do:   func(ctx context.Context, pr worker.Progress) error { return e.send(ctx, mk, p, pr) },
+		Undo: func(ctx context.Context) error { return e.uploaded(ctx, mk, p) },
 	}
 }
 
-// uploaded answers ErrCommitted when the image is active: a job that began its upload found it queued.
-func (e *ExportUpload) uploaded(ctx context.Context, imageID string) error {
-	img, err := e.Deps.Images.Image(ctx, imageID)
+func (e *ExportUpload) send(ctx context.Context, mk Make, p placement, pr worker.Progress) error {
+	content, err := e.Deps.Source.Open(ctx, mk.Src, mk.Snapshot)
+	if err != nil {
+		return err
+	}
+	defer content.Close() // read-only: nothing can be lost by it
+
+	return e.Deps.Images.Upload(ctx, mk.Job, p.Store, content, p.Size, pr)
+}
+
+// uploaded answers ErrCommitted when the image is active with the snapshot's bytes. No location tells whose data an
+// active image has, so it is compared: what somebody else uploaded meanwhile, or what arrived mangled, is no success.
+func (e *ExportUpload) uploaded(ctx context.Context, mk Make, p placement) error {
+	img, err := e.Deps.Images.Image(ctx, mk.Job)
 	switch {
 	case worker.ReasonOf(err) == worker.ReasonImageMissing:
 		return nil
 	case err != nil:
 		return err
-	case img.Status == worker.ImageActive:
+	case img.Status != worker.ImageActive:
+		return nil // nothing of it is ours to remove
+	}
+	err = e.send(ctx, mk, p, nil)
+	switch worker.ReasonOf(err) {
+	case worker.ReasonNone:
 		return worker.ErrCommitted
-	default:
+	case worker.ReasonMismatch, worker.ReasonImageState, worker.ReasonImageMissing:
 		return nil
+	default:
+		return err
 	}
 }

@@ -71,4 +71,7 @@ const (
 	ImageSaving    = "saving"
 	ImageImporting = "importing"
 	ImageActive    = "active"
+
+	// ImageDeactivated is active with the download locked by an operator: it has data, and keeps it.
+	ImageDeactivated = "deactivated"
 )
