@@ -18,6 +18,7 @@ import (
 	"github.com/cinderlift/cinderlift/glance"
 	"github.com/cinderlift/cinderlift/internal/keystone"
 	"github.com/cinderlift/cinderlift/strategies"
+	"github.com/cinderlift/cinderlift/worker"
 )
 
 // real is the Glance of the lab that CINDERLIFT_LAB_ENV names.
@@ -190,6 +191,29 @@ func TestLabGlanceSignsIts404(t *testing.T) {
 		must(t, path, err)
 		if a.Code != http.StatusNotFound || !a.Genuine() {
 			t.Errorf("%s: %d %v", path, a.Code, a.Header)
+		}
+	}
+}
+
+// The lab's admin lacks the role service, so the location API is closed to it; what is left is PATCH where locations are
+// shown, and a refusal that names both where they are not.
+func TestLabWithoutTheServiceRole(t *testing.T) {
+	r := newReal(t)
+	g := glance.New(r.admin, glance.Options{Poll: 20 * time.Millisecond})
+	id := r.image(t)
+	location, size := r.data(t, id, whole)
+	var img map[string]json.RawMessage
+	r.ask(t, r.admin, keystone.Request{Method: http.MethodGet, Path: "/v2/images/" + id}, &img)
+	err := g.Register(t.Context(), id, location, size)
+	if img["locations"] != nil {
+		must(t, "register by PATCH", err)
+
+		return
+	}
+	expect(t, "register", err, worker.ReasonGlanceRefused, worker.OtherWay)
+	for _, w := range []string{"show_multiple_locations", "roles admin and service"} {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%q does not speak of %q", err, w)
 		}
 	}
 }
