@@ -473,7 +473,7 @@ func ping(t *testing.T, s site) {
 	queueName := "reply_" + newID()
 	d.declare(queue{name: queueName, durable: true})
 	t.Cleanup(func() { s.remove(t, queueName) })
-	d.send(wrap(`{"method":"oslo_rpc_server_ping","args":{},"_msg_id":"p","_reply_q":"`+queueName+`"}`))
+	d.send(wrap(`{"method":"oslo_rpc_server_ping","args":{},"_msg_id":"p","_reply_q":"` + queueName + `"}`))
 	d.cast("one")
 	got := d.receive()
 	if got.Request.Method != "one" {
