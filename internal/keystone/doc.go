@@ -27,6 +27,7 @@
 //
 // # Not supported
 //
-// Keystone v2, system scope, trusts, OAuth, EC2 and federated log-in, multi-factor, self-signed certificates without a
-// CA file, client certificates, Cinder's v2 API. The expiry of a token is judged by this machine's clock.
+// Keystone v2, system scope, trusts, OAuth, EC2 and federated log-in, multi-factor, tokens given instead of a
+// password, certificates that nobody signed and no CA file names, client certificates outside of clouds.yaml, Cinder's
+// v2 API. The expiry of a token is judged by this machine's clock.
 package keystone

@@ -30,6 +30,11 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil
 
 // Options says who logs in where. The fields bear the meaning of the OS_* variables of the same name.
 type Options struct {
+	// Cloud names an entry of clouds.yaml, which replaces AuthURL and all credentials. CloudFiles are the paths where the
+	// file may be; none: ./, ~/.config/openstack and /etc/openstack.
+	Cloud      string
+	CloudFiles []string
+
 	AuthURL string // of Keystone, with or without /v3
 
 	Username, UserID             string // one of them, unless an application credential's id is given
@@ -189,8 +194,26 @@ func domain(id, name string) (string, string) {
 	}
 }
 
-func (o Options) tls() (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
+// complete looks up the cloud, if one is named, checks the result, and answers the TLS rules that go with it.
+func (o Options) complete() (Options, *tls.Config, error) {
+	o = o.withDefaults()
+	trust := &tls.Config{MinVersion: tls.VersionTLS12}
+	var err error
+	if o.Cloud != "" {
+		if o, trust, err = o.fromCloud(); err != nil {
+			return o, nil, err
+		}
+	}
+	if err := o.validate(); err != nil {
+		return o, nil, err
+	}
+	trust, err = o.trustCA(trust)
+
+	return o, trust, err
+}
+
+// trustCA adds CAFile to the system's certificates.
+func (o Options) trustCA(c *tls.Config) (*tls.Config, error) {
 	if o.CAFile == "" {
 		return c, nil
 	}

@@ -50,14 +50,9 @@ type login struct {
 // Open logs in. A wrong password and a Keystone that is away are both errors to try again later; options that can't
 // work are worker.ReasonBadRequest and GiveUp. The session lives until Close.
 func Open(ctx context.Context, o Options) (*Session, error) {
-	o = o.withDefaults()
-	const op = "open a Keystone session"
-	if err := o.validate(); err != nil {
-		return nil, &worker.Error{Op: op, Reason: worker.ReasonBadRequest, Err: err}
-	}
-	trust, err := o.tls()
+	o, trust, err := o.complete()
 	if err != nil {
-		return nil, &worker.Error{Op: op, Reason: worker.ReasonBadRequest, Err: err}
+		return nil, &worker.Error{Op: "open a Keystone session", Reason: worker.ReasonBadRequest, Err: err}
 	}
 	s := &Session{opts: o, client: newClient(&http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,

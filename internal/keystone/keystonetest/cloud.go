@@ -5,10 +5,13 @@ package keystonetest
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -62,11 +65,30 @@ type Cloud struct {
 // New starts a cloud without services that ends with the test.
 func New(t testing.TB) *Cloud {
 	t.Helper()
+
+	return start(t, httptest.NewServer)
+}
+
+// NewTLS starts one behind TLS, and answers the path of its CA's certificate as well.
+func NewTLS(t testing.TB) (*Cloud, string) {
+	t.Helper()
+	c := start(t, httptest.NewTLSServer)
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	b := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate().Raw})
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	return c, path
+}
+
+func start(t testing.TB, listen func(http.Handler) *httptest.Server) *Cloud {
+	t.Helper()
 	c := &Cloud{
 		services: map[string]http.Handler{}, tokens: map[string]time.Time{}, faults: map[string][]Fault{},
 		lifetime: time.Hour,
 	}
-	c.Server = httptest.NewServer(c)
+	c.Server = listen(c)
 	t.Cleanup(func() {
 		c.CloseClientConnections()
 		c.Close()
