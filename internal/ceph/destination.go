@@ -238,7 +238,22 @@ func removeImage(ctx context.Context, io *rados.IOContext, name string) error {
 		}
 	}
 
-	return fmt.Errorf("remove %s, which is still listed: %w", name, cmp.Or(err, error(ebusy)))
+	return fmt.Errorf("remove %s, which is still listed (open at: %v): %w", name, users(io, name), cmp.Or(err, error(ebusy)))
+}
+
+// users lists the addresses of the clients that have the image open, for the operator; none when that can't be found out.
+func users(io *rados.IOContext, name string) []string {
+	var addrs []string
+	_ = with(rbd.OpenImageReadOnly(io, name, rbd.NoSnapshot))(func(image *rbd.Image) error {
+		watchers, err := image.ListWatchers()
+		for _, w := range watchers {
+			addrs = append(addrs, w.Addr)
+		}
+
+		return err
+	})
+
+	return addrs
 }
 
 func pause(ctx context.Context, d time.Duration) error {

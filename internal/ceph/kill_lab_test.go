@@ -1,0 +1,259 @@
+//go:build lab
+
+package ceph
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+
+	"github.com/cinderlift/cinderlift/strategies"
+	"github.com/cinderlift/cinderlift/strategies/strategiestest"
+	"github.com/cinderlift/cinderlift/worker"
+)
+
+// victim is a volume with a job on it that a helper is to do.
+type victim struct {
+	order
+	c    *Cluster
+	back *backdoor
+	want []byte
+}
+
+// newVictim makes a volume that is a clone of an image itself, with objects of its own and of its parent.
+func newVictim(t testing.TB, ttl time.Duration, objects int64) *victim {
+	t.Helper()
+	env, base := lab(t), labOptions(t)
+	id, size := newID(), int64(64<<10)
+	v := &victim{order: order{
+		ConfFile: base.ConfFile, User: base.User, Pool: base.JournalPool, Namespace: base.Namespace + "-" + newID(), TTL: ttl,
+		Make: strategies.Make{
+			Src:      strategies.Ref{Pool: env["LAB_POOL_VOLUMES"], Image: "volume-" + newID()},
+			Snapshot: strategies.SourceSnapshot(id), Dst: strategies.Ref{Pool: env["LAB_POOL_IMAGES"], Image: id}, Job: id,
+		},
+	}}
+	v.c = labCluster(t, v.options("test"))
+	v.back = &backdoor{im: labImages(t)}
+	image := strategies.Ref{Pool: env["LAB_POOL_IMAGES"], Image: newID()}
+	t.Cleanup(func() {
+		for _, at := range []strategies.Ref{v.Make.Dst, v.Make.Src, image} {
+			v.back.Drop(t, at)
+		}
+	})
+	v.back.Put(t, image, strategiestest.Blueprint{Size: objects * size, ObjectSize: size})
+	v.back.Freeze(t, image, "snap")
+	v.back.Put(t, v.Make.Src, strategiestest.Blueprint{Parent: image, Snapshot: "snap", ObjectSize: size})
+	data := make([]byte, size)
+	for n := int64(0); n < objects; n += 2 {
+		for i := range data {
+			data[i] = byte(rand.Uint32() | 1)
+		}
+		v.back.Write(t, v.Make.Src, n*size, data)
+	}
+	v.want = v.back.Read(t, v.Make.Src, "")
+	rec := worker.Record{Job: worker.Job{ImageID: id, VolumeID: newID()}}
+	if err := v.c.Create(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+
+	return v
+}
+
+// finish adopts the job, does what is left of it, and looks at what came of it.
+func (v *victim) finish(t testing.TB) {
+	t.Helper()
+	claim := adopt(t, v.c, v.key())
+	defer func() {
+		if err := claim.Release(context.WithoutCancel(t.Context())); err != nil {
+			t.Errorf("release: %v", err)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := worker.Hold(ctx, claim, worker.LeaseTimes{TTL: v.TTL}, time.Now(), func(ctx context.Context) error {
+		return v.again(ctx, t, claim)
+	})
+	if err != nil {
+		t.Fatalf("the successor: %v", err)
+	}
+}
+
+// again tries each step for a while, as the runner does.
+func (v *victim) again(ctx context.Context, t testing.TB, claim *Claim) error {
+	rec := claim.Record()
+	t.Logf("adopted with steps %v", rec.Steps)
+	for _, s := range v.steps() {
+		if rec.HasStep(s.name) {
+			continue
+		}
+		err := s.do(ctx, claim.Images(), func(worker.Amount) {})
+		for ; worker.AdviceOf(err) == worker.Retry && pause(ctx, 200*time.Millisecond) == nil; err = s.do(ctx, claim.Images(), nil) {
+			t.Logf("%s again: %v", s.name, err)
+			v.unstick(t, err)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+
+	return nil
+}
+
+// unstick helps where only an operator can: see retryStale.
+func (v *victim) unstick(t testing.TB, err error) {
+	t.Helper()
+	if !is(err, ebusy) {
+		return
+	}
+	must(t, v.back.im.pool(v.Make.Dst.Pool, func(io *rados.IOContext) error {
+		first := true
+
+		return retryStale(t, io, v.Make.Dst, func() error {
+			if first {
+				first = false
+
+				return err
+			}
+
+			return nil
+		})
+	}))
+}
+
+func (v *victim) check(t testing.TB) {
+	t.Helper()
+	if got := v.back.View(t, v.Make.Src).Snapshots; len(got) != 0 {
+		t.Errorf("the volume still has snapshots: %v", got)
+	}
+	image := v.back.View(t, v.Make.Dst)
+	if v.Discard {
+		if image.Exists {
+			t.Error("the image is still listed")
+		}
+
+		return
+	}
+	if image.Parent != "" || !image.Snapshots["snap"] {
+		t.Errorf("the image is %+v", image)
+	}
+	for _, snap := range []string{"", "snap"} {
+		if !bytes.Equal(v.back.Read(t, v.Make.Dst, snap), v.want) {
+			t.Errorf("the image@%s has other bytes than the volume", snap)
+		}
+	}
+}
+
+// TestKilledAnywhere kills workers with SIGKILL at random moments of the whole job, several in a row, and lets a last one
+// finish it.
+func TestKilledAnywhere(t *testing.T) {
+	for _, way := range []string{"clone", "copy", "clone and discard", "copy and discard"} {
+		for round := range 4 {
+			t.Run(fmt.Sprintf("%s/%d", way, round), func(t *testing.T) {
+				t.Parallel()
+				v := newVictim(t, 2*time.Second, 96)
+				v.Copy, v.Discard = strings.HasPrefix(way, "copy"), strings.HasSuffix(way, "discard")
+				for range 3 {
+					h := startHelper(t, v.order)
+					if h.until(t, "claimed") == "" {
+						break // it came too early for the lease
+					}
+					<-time.After(time.Duration(rand.Int64N(int64(1500 * time.Millisecond))))
+					h.signal(t, syscall.SIGKILL)
+					for range h.lines {
+					}
+					adopted := adopt(t, v.c, v.key())
+					if err := adopted.Release(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				v.finish(t)
+				v.check(t)
+			})
+		}
+	}
+}
+
+// TestKilledInFlatten kills in the middle of what moves data.
+func TestKilledInFlatten(t *testing.T) {
+	for _, way := range []string{"flatten", "copy"} {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			v := newVictim(t, 2*time.Second, 512)
+			v.Copy = way == "copy"
+			for range 3 {
+				h := startHelper(t, v.order)
+				if h.until(t, "progress "+way) == "" {
+					break
+				}
+				h.signal(t, syscall.SIGKILL)
+				for range h.lines {
+				}
+				claim := adopt(t, v.c, v.key())
+				if way == "flatten" && !bytes.Equal(v.back.Read(t, v.Make.Dst, "snap"), v.want) {
+					t.Error("a half-flattened image has other bytes")
+				}
+				if err := claim.Release(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			v.finish(t)
+			v.check(t)
+		})
+	}
+}
+
+// TestStoppedOwnerIsFenced stops a worker in mid-work, lets its lease expire and another finish the job, and wakes it up:
+// it must find out and must not have changed anything.
+func TestStoppedOwnerIsFenced(t *testing.T) {
+	t.Parallel()
+	v := newVictim(t, 2*time.Second, 512)
+	h := startHelper(t, v.order)
+	if h.until(t, "progress flatten") == "" {
+		t.Fatal("the helper was too fast")
+	}
+	h.signal(t, syscall.SIGSTOP)
+	v.finish(t)
+	v.check(t)
+	h.signal(t, syscall.SIGCONT)
+	ended := h.until(t, "ended")
+	if !strings.HasPrefix(ended, "ended "+string(worker.ReasonLeaseLost)) {
+		t.Errorf("the worker that was stopped says %q, want reason %s", ended, worker.ReasonLeaseLost)
+	}
+	v.check(t)
+}
+
+// TestZombieCanNotWork: the address that the record had before must be fenced on the OSDs, not only forgotten.
+func TestZombieCanNotWork(t *testing.T) {
+	t.Parallel()
+	v := newVictim(t, 2*time.Second, 4)
+	first := adopt(t, v.c, v.key())
+	if err := first.Images().Snapshot(t.Context(), v.Make.Src, v.Make.Snapshot); err != nil {
+		t.Fatal(err)
+	}
+	second := adopt(t, v.c, v.key()) // first does not renew
+	err := first.Images().Protect(t.Context(), v.Make.Src, v.Make.Snapshot)
+	if worker.ReasonOf(err) != worker.ReasonLeaseLost || worker.AdviceOf(err) != worker.StandBy {
+		t.Errorf("the zombie's work in RBD: %v, want lease lost", err)
+	}
+	rec := first.Record()
+	rec.LastError = "zombie"
+	if err := first.Save(t.Context(), rec); !errors.Is(err, worker.ErrLeaseLost) {
+		t.Errorf("the zombie's save: %v, want ErrLeaseLost", err)
+	}
+	for _, claim := range []*Claim{first, second} {
+		if err := claim.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	v.Discard = true
+	v.finish(t)
+	v.check(t)
+}
