@@ -19,8 +19,8 @@ import (
 // canary is the token in every golden request.
 const canary = "TOKEN-CANARY-6f1ed002ab5595859014ebf0951522d9"
 
-// golden reads a request that real Cinder sent (Zed, RabbitMQ 3.10), with another token. cast-manager.json is
-// cast-api.json with the argument `done`.
+// golden reads a request that real Cinder sent (Zed; 2025.1 where the name says so), with another token: stock, or
+// through one of the hooks in deployments/cinder.
 func golden(t testing.TB, name string) map[string]any {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("testdata", name))
@@ -77,24 +77,34 @@ func goldenJob(t testing.TB, name string) worker.Job {
 func args(m map[string]any) map[string]any { return m["args"].(map[string]any) }
 func meta(m map[string]any) map[string]any { return args(m)["image_meta"].(map[string]any) }
 
+// goldens are all of them.
+func goldens(t testing.TB) []string {
+	t.Helper()
+	paths, err := filepath.Glob("testdata/c*.json")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no golden requests: %v", err)
+	}
+	var names []string
+	for _, p := range paths {
+		names = append(names, filepath.Base(p))
+	}
+
+	return names
+}
+
 func TestJobOfGoldenRequests(t *testing.T) {
-	for _, tc := range []struct {
-		file, volume, image, disk string
-		call, done                bool
-	}{
-		{"cast-stock.json", "d5b6cdc6-1d75-4aff-9fd1-32ba6a9aad2a", "9032f287-54e6-4947-b211-8a75f6c361e7", "raw", false, false},
-		{"cast-stock-qcow2.json", "", "", "qcow2", false, false},
-		{"cast-api.json", "672b6d08-8fe9-4d66-98b7-bd3a1fedb0bb", "077d3044-7b4f-4e59-87d3-3573d75dd2e5", "raw", false, false},
-		{"cast-manager.json", "672b6d08-8fe9-4d66-98b7-bd3a1fedb0bb", "077d3044-7b4f-4e59-87d3-3573d75dd2e5", "raw", false, true},
-		{"call-driver.json", "2542f571-766d-4a12-983d-52adfc967c32", "14e315b6-1355-4515-8492-92cb5a6aa4bc", "raw", true, false},
-	} {
-		t.Run(tc.file, func(t *testing.T) {
-			j := goldenJob(t, tc.file)
-			if tc.volume != "" && (j.VolumeID != tc.volume || j.ImageID != tc.image) {
-				t.Errorf("job is for volume %s and image %s", j.VolumeID, j.ImageID)
+	for _, file := range goldens(t) {
+		t.Run(file, func(t *testing.T) {
+			m, j := golden(t, file), goldenJob(t, file)
+			if j.VolumeID != args(m)["volume_id"] || j.ImageID != meta(m)["id"] || j.ProjectID != m["_context_project_id"] {
+				t.Errorf("job is for volume %s, image %s, project %s", j.VolumeID, j.ImageID, j.ProjectID)
 			}
-			if j.DiskFormat != tc.disk || j.ContainerFormat != "bare" || len(j.ProjectID) != 32 {
-				t.Errorf("job = %+v", j)
+			disk := "raw"
+			if strings.Contains(file, "qcow2") {
+				disk = "qcow2"
+			}
+			if j.DiskFormat != disk || j.ContainerFormat != "bare" {
+				t.Errorf("formats %s in %s", j.DiskFormat, j.ContainerFormat)
 			}
 			if !strings.HasPrefix(j.RequestID, "req-") || len(j.Digest) != 64 {
 				t.Errorf("request id %q, digest %q", j.RequestID, j.Digest)
@@ -103,7 +113,7 @@ func TestJobOfGoldenRequests(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if (o.Call != nil) != tc.call || (o.Done != nil) != tc.done {
+			if (o.Call != nil) != strings.HasPrefix(file, "call-") || (o.Done != nil) != strings.HasPrefix(file, "cast-manager") {
 				t.Errorf("origin call %+v, done %+v", o.Call, o.Done)
 			}
 		})
@@ -111,7 +121,8 @@ func TestJobOfGoldenRequests(t *testing.T) {
 }
 
 func TestCallKeepsWhoWaits(t *testing.T) {
-	m := wire(t, golden(t, "call-driver.json"))
+	sent := golden(t, "call-driver.json")
+	m := wire(t, sent)
 	m.expiration = time.Minute
 	j, err := taken(t, &fakeBus{}, m).Job()
 	if err != nil {
@@ -121,7 +132,7 @@ func TestCallKeepsWhoWaits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := call{MsgID: "93b64e17ce774bd88d8f3a12cf83b284", ReplyQueue: "reply_91e963070af840239ff4ac6410394cac", MonitorSeconds: 8}
+	want := call{MsgID: sent["_msg_id"].(string), ReplyQueue: sent["_reply_q"].(string), MonitorSeconds: 8}
 	got := *o.Call
 	wait := got.Deadline.Sub(o.Received)
 	got.Deadline = time.Time{}
@@ -263,7 +274,7 @@ func TestAllowedRequests(t *testing.T) {
 func TestNoTokenLeaves(t *testing.T) {
 	var seen bytes.Buffer
 	log := slog.New(slog.NewJSONHandler(&seen, nil))
-	for _, file := range []string{"cast-stock.json", "cast-api.json", "cast-manager.json", "call-driver.json"} {
+	for _, file := range goldens(t) {
 		bus := &fakeBus{}
 		m := wire(t, golden(t, file))
 		d := taken(t, bus, m)
@@ -314,7 +325,7 @@ func messages(all []sent) []map[string]any {
 
 // FuzzJob: whatever arrives, a job is refused, or every name in it is of its form and its origin can be read back.
 func FuzzJob(f *testing.F) {
-	for _, file := range []string{"cast-stock.json", "cast-stock-qcow2.json", "cast-api.json", "cast-manager.json", "call-driver.json"} {
+	for _, file := range goldens(f) {
 		f.Add(must(json.Marshal(golden(f, file))))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {

@@ -93,11 +93,11 @@ var (
 )
 
 func TestSettle(t *testing.T) {
+	reply := "reply " + golden(t, "call-driver.json")["_reply_q"].(string)
 	const (
-		reply = "reply reply_91e963070af840239ff4ac6410394cac"
-		cast  = "cast cinder-volume.lab@rbd.lab"
-		end   = "notify " + eventEnd
-		bad   = "notify " + eventError
+		cast = "cast cinder-volume.lab@rbd.lab"
+		end  = "notify " + eventEnd
+		bad  = "notify " + eventError
 	)
 	for _, tc := range []struct {
 		name, file string
@@ -359,7 +359,7 @@ func TestReplies(t *testing.T) {
 		{declined, `{"declined":true,"reason":"no strategy makes vdi"}`, ""},
 		{failed, "null", `"class":"ImageCopyFailure","module":"cinder.exception","message":"pool images is full","tb":[],"args":[],"kwargs":{"reason":"pool images is full"}`},
 		{cancelled, "null", `"class":"ImageNotFound","module":"cinder.exception"`},
-		{worker.Outcome{Result: worker.Failed, Reason: worker.ReasonVolumeMissing}, "null", `"kwargs":{"volume_id":"2542f571-766d-4a12-983d-52adfc967c32"}`},
+		{worker.Outcome{Result: worker.Failed, Reason: worker.ReasonVolumeMissing}, "null", `"class":"VolumeNotFound","module":"cinder.exception","message":"volume-missing","tb":[],"args":[],"kwargs":{"volume_id":"`},
 		{worker.Outcome{Result: worker.Failed, Reason: worker.ReasonGlanceUnavailable}, "null", `"class":"GlanceConnectionFailed"`},
 	} {
 		w := newWorld(t, "call-driver.json")
@@ -372,7 +372,7 @@ func TestReplies(t *testing.T) {
 		if !strings.Contains(failure, tc.failure) || (failure == "") != (tc.failure == "") {
 			t.Errorf("%s: failure %s, want %s", tc.outcome.Result, failure, tc.failure)
 		}
-		if m["_msg_id"] != "93b64e17ce774bd88d8f3a12cf83b284" || m["ending"] != true {
+		if m["_msg_id"] != golden(t, "call-driver.json")["_msg_id"] || m["ending"] != true {
 			t.Errorf("reply = %v", m)
 		}
 	}
@@ -515,7 +515,7 @@ func TestNotification(t *testing.T) {
 			t.Error("the same event has two message ids")
 		}
 		want := map[string]any{
-			"tenant_id": "86d21b9c60574b6a90cde29f60a6fbe7", "user_id": "d1c1844d9208456191ce1c78227b0fe7",
+			"tenant_id": w.job.ProjectID, "user_id": golden(t, "cast-api.json")["_context_user_id"],
 			"volume_id": w.job.VolumeID, "image_id": w.job.ImageID, "result": "failed", "reason": "pool-full",
 			"message": "pool images is full", "strategy": "copy", "duration": 90.0,
 		}
