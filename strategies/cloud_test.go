@@ -58,6 +58,7 @@ type cloud struct {
 	t       testing.TB
 	ceph    *strategiestest.Cluster
 	glance  *strategiestest.Glance
+	images  strategies.Images // what strategies see of glance
 	store   *workertest.Store
 	options strategies.Options
 	before  map[strategies.Ref]any // foreign images as they were
@@ -78,6 +79,7 @@ func newCloud(t testing.TB) *cloud {
 	c := &cloud{t: t, ceph: strategiestest.New(t), store: workertest.NewStore(30 * time.Second), volume: worker.VolumeUploading}
 	c.glance = strategiestest.NewGlance(c.ceph)
 	c.glance.Shown = []strategies.Store{{ID: "rbd", Type: "rbd", Default: true, FSID: c.ceph.ID, Pool: "images"}}
+	c.images = c.glance
 	c.glance.Add(imageID)
 	c.ceph.Put(t, source, strategiestest.Blueprint{Size: 6 * object, ObjectSize: object})
 	c.ceph.Write(t, source, 700, noise(1))
@@ -185,7 +187,7 @@ func (c *cloud) run(name string, fault func(op string) mode, d time.Duration) {
 		Source: c, Journal: journal, Facts: c, Settler: c, Recorder: silent{}, Logger: slog.New(slog.DiscardHandler),
 		Strategies: func(worker.Claim) []worker.Strategy {
 			list, err := strategies.Builtin(strategies.Deps{
-				Source: c.ceph, Destination: c.ceph, Images: c.glance, Backends: c, Memory: memory, Options: c.options,
+				Source: c.ceph, Destination: c.ceph, Images: c.images, Backends: c, Memory: memory, Options: c.options,
 			})
 			if err != nil {
 				c.t.Error(err)

@@ -127,6 +127,7 @@ func TestCrashMatrix(t *testing.T) {
 		for n, op := range operations(t, s) {
 			for _, d := range s.disturbances(n) {
 				t.Run(fmt.Sprintf("%s/%d %s/%s×%d", s.name, n, op, d.mode, d.times), func(t *testing.T) {
+					t.Parallel()
 					synctest.Test(t, func(t *testing.T) { disturbed(t, s, d.mode.fatal(), at(n, d.times, d.mode)) })
 				})
 			}
