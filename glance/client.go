@@ -221,7 +221,7 @@ func (c *Client) lookClosely(ctx context.Context, what, path string, img image) 
 		return image{}, err
 	}
 	switch a.Code {
-	case http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed:
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed:
 		return img, nil
 	}
 

@@ -76,6 +76,7 @@ func generations() map[string]glancetest.Config {
 		"location API":                      {Minor: 17, Stores: twoStores(), TaskLooks: 2, SecureHash: true},
 		"location API, no hash":             {Minor: 18, Stores: twoStores(), HashAlgorithm: "sha256"},
 		"location API, no service role":     {Minor: 17, Stores: twoStores(), NoService: true, MultipleLocations: true},
+		"location API, strict about tokens": {Minor: 17, NoService: true, StrictService: true, MultipleLocations: true},
 		"location API and PATCH, one store": {Minor: 17, MultipleLocations: true, TaskLooks: 1},
 	}
 }

@@ -119,12 +119,13 @@ func (r registration) request(w way) keystone.Request {
 	return req
 }
 
-// postFailed: the image is queued after the POST.
+// postFailed: the image is queued after the POST. A 401 to a new token, with which the image could be read a moment ago,
+// is for the same token as a service token: service_token_roles_required, and our user lacks the role.
 func (r registration) postFailed(a *keystone.Answer) error {
 	switch a.Code {
 	case http.StatusAccepted, http.StatusOK, http.StatusNoContent:
 		return r.unreadable(errors.New("Glance took the location and then fell back to queued"))
-	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed:
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed:
 		return refusal{fmt.Errorf("the location API: %w (give cinderlift's user the roles admin and service)", a.Err())}
 	default:
 		return a.Err()

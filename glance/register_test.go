@@ -93,8 +93,9 @@ func TestRegisterRefusedTellsWhatIsMissing(t *testing.T) {
 		config glancetest.Config
 		words  []string
 	}{
-		"old":  {glancetest.Config{Minor: 15}, []string{"show_multiple_locations"}},
-		"both": {glancetest.Config{Minor: 17, NoService: true}, []string{"roles admin and service", "show_multiple_locations"}},
+		"old":    {glancetest.Config{Minor: 15}, []string{"show_multiple_locations"}},
+		"strict": {glancetest.Config{Minor: 17, NoService: true, StrictService: true}, []string{"roles admin and service", "show_multiple_locations"}},
+		"both":   {glancetest.Config{Minor: 17, NoService: true}, []string{"roles admin and service", "show_multiple_locations"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFake(t, tc.config)

@@ -40,6 +40,7 @@ type Config struct {
 	Minor             int  // newest API version 2.x; 17 and above have the location API
 	MultipleLocations bool // show_multiple_locations
 	NoService         bool // the caller's tokens lack the role service
+	StrictService     bool // service_token_roles_required: such a service token is a 401
 	HideLocations     bool // the policy fetch_image_location is closed to us
 	TaskLooks         int  // GETs of an image until a task on it is done
 	SecureHash        bool // do_secure_hash: a task computes the digests
@@ -281,8 +282,11 @@ func (s *Server) locations(w http.ResponseWriter, r *http.Request, id string) {
 	var body struct {
 		URL string `json:"url"`
 	}
-	service := r.Header.Get("X-Service-Token") != "" && !s.Config.NoService
+	sent := r.Header.Get("X-Service-Token") != ""
+	service := sent && !s.Config.NoService
 	switch {
+	case sent && !service && s.Config.StrictService:
+		refuse(w, http.StatusUnauthorized)
 	case i == nil:
 		refuse(w, http.StatusNotFound)
 	case r.Method == http.MethodGet && (s.Config.HideLocations || !service):

@@ -64,6 +64,7 @@ func (l *restLab) ask(t *testing.T, s *keystone.Session, method, path string, bo
 	t.Helper()
 	a, err := s.Do(context.Background(), keystone.Request{
 		Service: keystone.Volume, What: method + " " + path, Method: method, Path: path, JSON: body,
+		Header: http.Header{"Openstack-Api-Version": {"volume 3.54"}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -188,6 +189,42 @@ func TestLabRESTResetStatus(t *testing.T) {
 			t.Errorf("from %s to %s, %v; want %s", from, got.Status, err, to)
 		}
 	}
+}
+
+// An attached volume goes back to in-use, and one that was detached during the upload to available.
+func TestLabRESTResetStatusOfAnAttachedVolume(t *testing.T) {
+	l := newRESTLab(t)
+	id := l.volume(t)
+	var v struct{ Attachment struct{ ID string } }
+	l.ask(t, l.demo, http.MethodPost, "/attachments", map[string]any{"attachment": map[string]any{
+		"volume_uuid": id, "instance_uuid": "00000000-0000-4000-8000-000000000001",
+		"connector": map[string]any{"host": "nowhere", "initiator": "none", "multipath": false},
+	}}, &v)
+	l.ask(t, l.demo, http.MethodPost, "/attachments/"+v.Attachment.ID+"/action", map[string]any{"os-complete": map[string]any{}}, nil)
+	check := func(attached bool, want string) {
+		t.Helper()
+		l.status(t, id, "uploading")
+		got, err := l.rest.Volume(t.Context(), id)
+		if err != nil || got.Attached != attached || got.Status != worker.VolumeUploading {
+			t.Errorf("%+v, %v; want attached %t", got, err, attached)
+		}
+		if err := l.rest.ResetStatus(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		if got, err := l.rest.Volume(t.Context(), id); err != nil || got.Status != want {
+			t.Errorf("%+v, %v; want %s", got, err, want)
+		}
+	}
+	check(true, "in-use")
+	// Nova deletes attachments with a service token; Cinder wants one since OSSA-2023-003.
+	a, err := l.login(t, "SERVICE").Do(t.Context(), keystone.Request{
+		Service: keystone.Volume, What: "detach", Method: http.MethodDelete, Path: "/attachments/" + v.Attachment.ID,
+		Header: http.Header{"Openstack-Api-Version": {"volume 3.54"}}, ServiceToken: true,
+	})
+	if err != nil || a.Err() != nil {
+		t.Fatal(err, a.Err())
+	}
+	check(false, "available")
 }
 
 // A 404 counts only with a request id on it, so Cinder has to put one there.

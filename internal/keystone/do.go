@@ -198,6 +198,9 @@ func (a *Answer) text() string {
 	if a.Code >= 300 && a.Code < 400 {
 		return s + ", a redirect, which is not followed; correct the endpoint in the catalog or the configuration"
 	}
+	if a.Code == http.StatusUnauthorized {
+		s += " to a new token; check that cinderlift's user has the roles admin and service"
+	}
 	if m := plain(a.Body); m != "" {
 		s += ": " + m
 	}
