@@ -4,14 +4,15 @@
 settings() { # settings GENERATION: everything that follows from the generation
   LAB_GENERATION=$1
   case $LAB_GENERATION in
-    bookworm) PORT_BASE=${LAB_PORT_BASE:-21000} ;;
-    trixie) PORT_BASE=${LAB_PORT_BASE:-23000} ;;
+    bookworm) PORT_BASE=21000 ;;
+    trixie) PORT_BASE=23000 ;;
     *) usage_error "unknown generation '$LAB_GENERATION' (bookworm or trixie)" ;;
   esac
   LAB_STATE=$(readlink -m "${LAB_STATE:-$REPO/.lab}")
   LAB_ROOT=$(readlink -m "${LAB_ROOTS:-$LAB_STATE}")/root.$LAB_GENERATION
   LAB_DIR=$LAB_STATE/$LAB_GENERATION
   [[ $LAB_DIR$REPO != *[[:space:]\'\"]* ]] || die "the path of the lab has blanks or quotes: $LAB_DIR"
+  choose_ports
   # Unix socket paths end at 107 bytes and a clone may live anywhere: sockets get a short directory of their own.
   RUN_DIR=/run/cinderlift-lab.$(printf %s "$LAB_DIR" | sha256sum | cut -c1-8)
   GLUE_DIR=$REPO/deployments/cinder
@@ -30,6 +31,15 @@ settings() { # settings GENERATION: everything that follows from the generation
   GLANCE_URL=http://127.0.0.1:$GLANCE_PORT
   CINDER_URL=http://127.0.0.1:$CINDER_PORT
   TRANSPORT_URL=rabbit://openstack:$PASSWORD@127.0.0.1:$AMQP_PORT/
+}
+
+# choose_ports: those that this state was made with, else LAB_PORT_BASE, else those of the generation. They are in the
+# monitor's map, the catalog and every configuration file, so they can't change before the state is wiped.
+choose_ports() {
+  local made
+  made=$(cat "$LAB_DIR/port_base" 2>/dev/null || echo "${LAB_PORT_BASE:-$PORT_BASE}")
+  [ "$made" = "${LAB_PORT_BASE:-$made}" ] || die "$LAB_DIR was made with LAB_PORT_BASE=$made: first 'lab down $LAB_GENERATION --wipe'"
+  PORT_BASE=$made
 }
 
 # --- progress and errors -------------------------------------------------------------------------------------------
@@ -145,12 +155,10 @@ alive() { pid_of "$1" > /dev/null; }
 
 any_alive() { local d; for d in $(all_daemons); do alive "$d" && return 0; done; return 1; }
 
-# spawn DAEMON CMD…: start CMD inside, detached, and record its pid. No effect when it runs already.
+# spawn DAEMON CMD…: start CMD inside, detached, and record its pid. launch is the way to call it.
 spawn() {
   local daemon=$1 pid ENTER_COMMAND
   shift
-  alive "$daemon" && return 0
-  reap_group "$daemon"
   enter_command
   setsid nohup "${ENTER_COMMAND[@]}" "$@" >> "$LAB_DIR/log/$daemon.log" 2>&1 < /dev/null 8>&- 9>&- &
   pid=$!
