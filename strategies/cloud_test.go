@@ -209,8 +209,9 @@ func (c *cloud) run(name string, fault func(op string) mode, d time.Duration) {
 	}
 	cancel()
 	ended.Wait()
-	// After a kill the lease stays, and the successor has to wait for its end; that is tested in package worker.
-	<-time.After(time.Minute)
+	if c.killed() { // the lease stays; that a successor waits for its end is tested in package worker
+		<-time.After(30 * time.Second)
+	}
 }
 
 func (c *cloud) killed() bool {

@@ -144,7 +144,9 @@ func disturbed(t testing.TB, s scenario, free bool, faults ...func(string) mode)
 	for i, f := range faults {
 		c.run(fmt.Sprint("disturbed-", i), f, 10*time.Minute)
 	}
-	c.run("good", nil, 10*time.Minute)
+	if rec, err := c.record(); err != nil || !rec.Closed {
+		c.run("good", nil, 10*time.Minute)
+	}
 	if free {
 		c.check()
 

@@ -232,3 +232,27 @@ func TestRegisterUndo(t *testing.T) {
 		})
 	}
 }
+
+// TestLostAfterFlatten: a worker that registers late has flattened and dies; Glance's revert removes the image; the next
+// worker registers early. What is made again has to be flattened again.
+func TestLostAfterFlatten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud(t)
+		c.options.Register = strategies.RegisterLate
+		c.begin(request())
+		c.run("late", func(op string) mode {
+			if op == "glance register" {
+				return dieBefore
+			}
+
+			return well
+		}, 10*time.Minute)
+		if rec, err := c.record(); err != nil || !rec.HasStep(strategies.StepFlatten) || rec.HasStep(strategies.StepRegister) {
+			t.Fatalf("record %+v, error %v", rec, err)
+		}
+		c.ceph.Drop(t, destination)
+		c.options.Register, c.glance.ReadsParents = strategies.RegisterEarly, true
+		c.run("early", nil, 10*time.Minute)
+		c.want(worker.Done, worker.ReasonNone, strategies.NameCloneFlatten)
+	})
+}
