@@ -80,7 +80,8 @@ def make_pools(cluster, count):
 
 def main():
     what, args = sys.argv[1], sys.argv[2:]
-    with rados.Rados(conffile=os.environ['CEPH_CONF'], name='client.admin') as cluster:
+    patience = {'client_mount_timeout': '30', 'rados_mon_op_timeout': '60'}  # else five minutes, and for ever
+    with rados.Rados(conffile=os.environ['CEPH_CONF'], conf=patience, name='client.admin') as cluster:
         if what == 'osds':
             add_osds(cluster, *args)
         elif what == 'seen':
