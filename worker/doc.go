@@ -17,7 +17,8 @@
 //     fences the one before it (see [Journal.Claim]).
 //   - A step may run more than once, wholly or in part, and in another process; it is never skipped because of what the
 //     journal says alone, unless the journal recorded that it ended well.
-//   - Before the commit point a failure undoes every step that may have begun, newest first. After it nothing is undone.
+//   - Before the commit point a failure undoes every step that may have begun, newest first. After it nothing is undone,
+//     nor when the commit step's Undo can't find out whether it had its effect.
 //   - The outcome is in the journal before anyone is told (an outbox). Settling is a list of idempotent steps as well.
 //
 // # Failures

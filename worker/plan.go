@@ -26,7 +26,8 @@ type Step struct {
 	// after ctx is done. It does not retry and does not log; it returns an *Error, or a *Replan.
 	Do func(ctx context.Context, p Progress) error
 
-	// Undo removes what Do made, wholly or in part, and nothing else. It is idempotent. Nil: nothing to undo.
+	// Undo removes what Do made, wholly or in part, and nothing else. It is idempotent. Nil: nothing to undo. The commit
+	// step's is asked before all others: ErrCommitted sends the job forward, any other error leaves everything as it is.
 	Undo func(ctx context.Context) error
 }
 
