@@ -11,9 +11,7 @@ const (
 	eperm     = syscall.EPERM
 	eacces    = syscall.EACCES
 	erange    = syscall.ERANGE
-	eoverflow = syscall.EOVERFLOW
 	eshutdown = syscall.ESHUTDOWN
-	edom      = syscall.EDOM
 	enotsup   = syscall.EOPNOTSUPP
 	ecanceled = syscall.ECANCELED
 )

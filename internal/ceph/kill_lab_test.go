@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd"
 
 	"github.com/cinderlift/cinderlift/strategies"
 	"github.com/cinderlift/cinderlift/strategies/strategiestest"
@@ -256,4 +257,41 @@ func TestZombieCanNotWork(t *testing.T) {
 	v.Discard = true
 	v.finish(t)
 	v.check(t)
+}
+
+// TestReleaseCutsOffWhatHangs: work that can't be interrupted must not keep the leases, and must do no harm later.
+func TestReleaseCutsOffWhatHangs(t *testing.T) {
+	t.Parallel()
+	v := newVictim(t, 30*time.Second, 4)
+	claim := adopt(t, v.c, v.key())
+	im := claim.Images()
+	ctx, cancel := context.WithCancel(t.Context())
+	hang, late := make(chan struct{}), make(chan error, 1)
+	err := im.do(ctx, "hang", v.Make.Src, func(context.Context) error {
+		cancel()
+		<-hang // as a call into librbd while an OSD is away
+		late <- im.image(v.Make.Src, func(image *rbd.Image) error { return snapshot(image, "late") })
+
+		return nil
+	})
+	if worker.ReasonOf(err) != worker.ReasonStopping {
+		t.Errorf("the call that hangs: %v", err)
+	}
+	if err := claim.Release(t.Context()); err != nil {
+		t.Fatalf("release: %v", err)
+	}
+	next, err := v.c.Claim(t.Context(), v.key()) // at once, long before the lease would have expired
+	if err != nil {
+		t.Fatalf("claim after the release: %v", err)
+	}
+	close(hang)
+	if err := <-late; !is(err, eshutdown) {
+		t.Errorf("what the call did afterwards: %v, want ESHUTDOWN", err)
+	}
+	if snaps := v.back.View(t, v.Make.Src).Snapshots; len(snaps) != 0 {
+		t.Errorf("it made snapshots: %v", snaps)
+	}
+	if err := next.Release(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
