@@ -42,7 +42,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Runner is one worker. All fields but Config must be set. Run it once.
+// Runner is one worker. All fields but Config and Context must be set. Run it once.
 type Runner struct {
 	Source     Source
 	Journal    Journal
@@ -52,6 +52,10 @@ type Runner struct {
 	Recorder   Recorder
 	Logger     *slog.Logger
 	Config     Config
+
+	// Context, if set, adds values to the context under which a job is worked on, such as the request id that its
+	// outgoing requests are to bear.
+	Context func(context.Context, Job) context.Context
 
 	conf    Config
 	jobs    sync.WaitGroup

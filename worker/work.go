@@ -41,6 +41,9 @@ func (r *Runner) work(ctx context.Context, job Job, adopting bool) {
 	if adopting {
 		log.Info("job adopted", "epoch", rec.Epoch, "steps_done", rec.Steps, "begun", rec.Begun)
 	}
+	if r.Context != nil {
+		ctx = r.Context(ctx, rec.Job)
+	}
 	j := &run{Runner: r, claim: claim, rec: rec, log: log}
 	if err := Hold(ctx, claim, r.conf.Lease, claimed, j.toEnd); err != nil {
 		log.Warn("job left; it goes on from the journal", "reason", ReasonOf(err), "error", err)

@@ -83,6 +83,8 @@ type config struct {
 
 // openstack are the OS_* variables as every OpenStack client knows them.
 type openstack struct {
+	Cloud                       string `desc:"name of a cloud in clouds.yaml, instead of the other OS_ variables"`
+	ClientConfigFile            string `split_words:"true" desc:"clouds.yaml to use; empty: looked for in the working directory, ~/.config/openstack and /etc/openstack"`
 	AuthURL                     string `split_words:"true" desc:"Keystone, with or without /v3"`
 	Username                    string `desc:"user; it needs the roles admin and service"`
 	Password                    secret `desc:"its password"`
@@ -232,6 +234,10 @@ func (c *config) numbers() error {
 func (o *openstack) check() error {
 	byUser, byCredential := o.Username != "" || o.Password != "", o.ApplicationCredentialID != ""
 	switch {
+	case o.Cloud != "" && (o.AuthURL != "" || byUser || byCredential):
+		return errors.New("OS_CLOUD: set together with OS_AUTH_URL, OS_USERNAME or others; clouds.yaml has them")
+	case o.Cloud != "":
+		return nil
 	case o.AuthURL == "":
 		return errors.New("OS_AUTH_URL: missing")
 	case byUser && byCredential:

@@ -62,6 +62,7 @@ func TestBadConfiguration(t *testing.T) {
 		{"no password", map[string]string{"OS_PASSWORD": ""}, "OS_PASSWORD"},
 		{"no project", map[string]string{"OS_PROJECT_NAME": ""}, "OS_PROJECT_NAME"},
 		{"password twice", map[string]string{"OS_PASSWORD_FILE": "/dev/null"}, "OS_PASSWORD"},
+		{"cloud and user", map[string]string{"OS_CLOUD": "mine"}, "OS_CLOUD"},
 		{"user and credential", map[string]string{"OS_APPLICATION_CREDENTIAL_ID": "x"}, "OS_APPLICATION_CREDENTIAL_ID"},
 		{"credential without secret", map[string]string{"OS_USERNAME": "", "OS_PASSWORD": "", "OS_APPLICATION_CREDENTIAL_ID": "x"},
 			"OS_APPLICATION_CREDENTIAL_SECRET"},

@@ -117,11 +117,15 @@ func (l *linkCount) disconnected(role string, _ error) {
 // signIn opens the session that Glance and Cinder share.
 func signIn(ctx context.Context, o openstack, m *metrics.Recorder) (*keystone.Session, error) {
 	opts := keystone.Options{
+		Cloud:   o.Cloud,
 		AuthURL: o.AuthURL, Username: o.Username, Password: keystone.Secret(o.Password), ProjectName: o.ProjectName,
 		UserDomainName: o.UserDomainName, ProjectDomainName: o.ProjectDomainName,
 		ApplicationCredentialID:     o.ApplicationCredentialID,
 		ApplicationCredentialSecret: keystone.Secret(o.ApplicationCredentialSecret),
 		Region:                      o.RegionName, Interface: o.Interface, CAFile: o.Cacert,
+	}
+	if o.ClientConfigFile != "" {
+		opts.CloudFiles = []string{o.ClientConfigFile}
 	}
 	opts.Observe = func(service, _ string, code int, _ time.Duration, _ error) { m.Request(serviceName(service), code) }
 	s, err := keystone.Open(ctx, opts)
@@ -191,11 +195,22 @@ func (p *parts) runner() *worker.Runner {
 		},
 		Settler: cinder.NewSettler(cinder.OnBus(p.bus), p.cinder, p.glance, cinder.SettlerOptions{Exchange: c.ControlExchange,
 			Host: c.Name, Topic: c.Notifications, Quiet: c.Notifications == "none", Logger: p.log}),
+		Context:  traced,
 		Recorder: p.metrics,
 		Logger:   p.log,
 		Config: worker.Config{Slots: c.Slots, Lease: worker.LeaseTimes{TTL: c.LeaseTTL}, Scan: c.ScanEvery,
 			SoftStop: c.SoftStop, Backoff: worker.Backoff{Patience: c.Patience}, Retention: c.Retention},
 	}
+}
+
+// traced makes every request to OpenStack on a job's behalf bear the id by which its user's request can be followed.
+func traced(ctx context.Context, j worker.Job) context.Context {
+	id := j.GlobalRequestID
+	if id == "" {
+		id = j.RequestID
+	}
+
+	return keystone.WithRequestID(ctx, id)
 }
 
 // serve is a worker's life: everything up, work until ctx ends, hand over, everything down. The bus outlives the runner:

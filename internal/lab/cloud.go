@@ -33,7 +33,8 @@ func (c *Cloud) Close() { c.session.Close() }
 // Project is the user's project.
 func (c *Cloud) Project() string { return c.session.Project() }
 
-func (c *Cloud) do(ctx context.Context, s keystone.Service, method, path string, body, into any) error {
+// Do sends a request that has no method of its own.
+func (c *Cloud) Do(ctx context.Context, s keystone.Service, method, path string, body, into any) error {
 	r := keystone.Request{Service: s, Op: "lab", What: method + " " + path, Method: method, Path: path, JSON: body}
 	if s == keystone.Volume {
 		r.Header = http.Header{"Openstack-Api-Version": {"volume 3.59"}}
@@ -67,7 +68,7 @@ type VolumeSpec struct {
 // CreateVolume makes a volume and waits until it is there.
 func (c *Cloud) CreateVolume(ctx context.Context, spec VolumeSpec) (string, error) {
 	var v struct{ Volume Volume }
-	if err := c.do(ctx, keystone.Volume, "POST", "/volumes", map[string]any{"volume": spec}, &v); err != nil {
+	if err := c.Do(ctx, keystone.Volume, "POST", "/volumes", map[string]any{"volume": spec}, &v); err != nil {
 		return "", err
 	}
 
@@ -77,7 +78,7 @@ func (c *Cloud) CreateVolume(ctx context.Context, spec VolumeSpec) (string, erro
 // Volume looks at one.
 func (c *Cloud) Volume(ctx context.Context, id string) (Volume, error) {
 	var v struct{ Volume Volume }
-	err := c.do(ctx, keystone.Volume, "GET", "/volumes/"+id, nil, &v)
+	err := c.Do(ctx, keystone.Volume, "GET", "/volumes/"+id, nil, &v)
 
 	return v.Volume, err
 }
@@ -96,12 +97,12 @@ func (c *Cloud) WaitVolume(ctx context.Context, id, status string) error {
 
 // Act runs a volume action.
 func (c *Cloud) Act(ctx context.Context, id string, action map[string]any) error {
-	return c.do(ctx, keystone.Volume, "POST", "/volumes/"+id+"/action", action, nil)
+	return c.Do(ctx, keystone.Volume, "POST", "/volumes/"+id+"/action", action, nil)
 }
 
 // DeleteVolume deletes it and waits until it is gone.
 func (c *Cloud) DeleteVolume(ctx context.Context, id string) error {
-	if err := c.do(ctx, keystone.Volume, "DELETE", "/volumes/"+id, nil, nil); err != nil {
+	if err := c.Do(ctx, keystone.Volume, "DELETE", "/volumes/"+id, nil, nil); err != nil {
 		return err
 	}
 
@@ -139,7 +140,7 @@ func (c *Cloud) Upload(ctx context.Context, volume string, spec UploadSpec) (str
 			ImageID string `json:"image_id"`
 		} `json:"os-volume_upload_image"`
 	}
-	err := c.do(ctx, keystone.Volume, "POST", "/volumes/"+volume+"/action",
+	err := c.Do(ctx, keystone.Volume, "POST", "/volumes/"+volume+"/action",
 		map[string]any{"os-volume_upload_image": spec}, &r)
 
 	return r.Upload.ImageID, err
@@ -156,6 +157,15 @@ type Image struct {
 	Checksum        string
 	HashAlgo        string `json:"os_hash_algo"`
 	HashValue       string `json:"os_hash_value"`
+}
+
+// CreateImage makes an image without data, as cinder-api does before it casts.
+func (c *Cloud) CreateImage(ctx context.Context, name string) (string, error) {
+	var i Image
+	err := c.Do(ctx, keystone.Image, "POST", "/v2/images",
+		map[string]any{"name": name, "disk_format": "raw", "container_format": "bare"}, &i)
+
+	return i.ID, err
 }
 
 // Image looks at one; the status is "" when it is gone.
@@ -188,5 +198,5 @@ func (c *Cloud) WaitImage(ctx context.Context, id, status string) error {
 
 // DeleteImage deletes it.
 func (c *Cloud) DeleteImage(ctx context.Context, id string) error {
-	return c.do(ctx, keystone.Image, "DELETE", "/v2/images/"+id, nil, nil)
+	return c.Do(ctx, keystone.Image, "DELETE", "/v2/images/"+id, nil, nil)
 }
