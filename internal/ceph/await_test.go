@@ -35,6 +35,7 @@ func TestAwaitLetsGo(t *testing.T) {
 			t.Errorf("returned %v after %v", err, time.Since(began))
 		}
 		<-time.After(2 * time.Hour)
+		synctest.Wait()
 		if len(undone) != 1 || undone[0] != 7 {
 			t.Errorf("undone is %v, want the value that came too late", undone)
 		}

@@ -18,7 +18,7 @@ import (
 // benchmark times ours and librbd's way to the same image, in turns, and reports how many times as long librbd takes.
 // The volume has objects of 4 MiB, every one of them full.
 func benchmark(b *testing.B, ours, theirs func(context.Context, *Images, strategies.Make) error, clone bool) {
-	const objects, objectSize = 48, 4 << 20
+	const objects, objectSize = 128, 4 << 20
 	env, im := lab(b), labImages(b)
 	back := &backdoor{im: im}
 	src := strategies.Ref{Pool: env["LAB_POOL_VOLUMES"], Image: "volume-" + newID()}

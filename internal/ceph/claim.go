@@ -41,7 +41,7 @@ var _ worker.Claim = (*Claim)(nil)
 // Claim implements worker.Journal. When it returns because ctx is done, a lease that it had just taken is given back in
 // the background.
 func (c *Cluster) Claim(ctx context.Context, key string) (worker.Claim, error) {
-	cl, err := await(ctx, func() (*Claim, error) { return c.claim(ctx, key) }, func(cl *Claim) { cl.abandon() })
+	cl, err := through(ctx, &c.users, func() (*Claim, error) { return c.claim(ctx, key) }, func(cl *Claim) { cl.abandon() })
 	if err != nil {
 		return nil, named("claim job "+key, err)
 	}
@@ -141,7 +141,7 @@ func (cl *Claim) Save(ctx context.Context, r worker.Record) error {
 	if err != nil {
 		return refuse("save job "+cl.key, worker.ReasonInternal, worker.GiveUp, "encode the record: %w", err)
 	}
-	err = awaitErr(ctx, func() error {
+	err = throughErr(ctx, &cl.c.users, func() error {
 		return cl.c.update(cl.key, r.Epoch, r.Epoch, map[string][]byte{keyRecord: raw})
 	})
 	if errors.Is(err, errEpoch) {
@@ -154,7 +154,7 @@ func (cl *Claim) Save(ctx context.Context, r worker.Record) error {
 // Renew implements worker.Claim. It goes over the control connection, where no data can be in its way.
 func (cl *Claim) Renew(ctx context.Context) error {
 	objects := cl.leases()
-	err := awaitErr(ctx, func() error {
+	err := throughErr(ctx, &cl.c.users, func() error {
 		for _, object := range objects {
 			if err := cl.renew(object); err != nil {
 				return err
@@ -190,7 +190,7 @@ func (cl *Claim) renew(object string) error {
 // Release implements worker.Claim. The order matters: first the connection can do nothing more, then the journal stops
 // asking a successor to fence it, then the leases go.
 func (cl *Claim) Release(ctx context.Context) error {
-	err := awaitErr(ctx, func() error {
+	err := throughErr(ctx, &cl.c.users, func() error {
 		cl.mu.Lock()
 		defer cl.mu.Unlock()
 		if len(cl.held) == 0 && cl.closed {

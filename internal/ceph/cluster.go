@@ -3,7 +3,6 @@ package ceph
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -61,6 +60,9 @@ type Cluster struct {
 	io   *rados.IOContext // journal and leases
 	addr string           // of the control connection, as OSDs know it
 
+	users   gate // of the control connection
+	closing sync.Once
+
 	mu     sync.Mutex
 	absent map[string]time.Time // owners that we may not blocklist, by address: since when their lease is seen free
 	warned bool                 // the log says already that we may not
@@ -71,7 +73,7 @@ var _ worker.Journal = (*Cluster)(nil)
 // Open connects to the cluster. Errors are *worker.Error and say what to look at.
 func Open(ctx context.Context, o Options) (*Cluster, error) {
 	c := &Cluster{opts: o.withDefaults(), absent: map[string]time.Time{}}
-	opened, err := await(ctx, c.open, func(c *Cluster) { c.conn.Shutdown() })
+	opened, err := await(ctx, c.open, func(c *Cluster) { _ = c.Close() })
 	if err != nil {
 		return nil, classify("open Ceph as client."+c.opts.User, err)
 	}
@@ -153,7 +155,7 @@ func ioctx(conn *rados.Conn, pool string) (*rados.IOContext, error) {
 
 // FSID is the cluster's id.
 func (c *Cluster) FSID(ctx context.Context) (string, error) {
-	id, err := await(ctx, c.conn.GetFSID, nil)
+	id, err := through(ctx, &c.users, c.conn.GetFSID, nil)
 
 	return id, classify("ask for the fsid", err)
 }
@@ -161,7 +163,7 @@ func (c *Cluster) FSID(ctx context.Context) (string, error) {
 // Ping asks the OSD that has the journal's index; nil means that journal and leases work. It returns within
 // Options.Timeout.
 func (c *Cluster) Ping(ctx context.Context) error {
-	return classify("ping the journal", awaitErr(ctx, func() error {
+	return classify("ping the journal", throughErr(ctx, &c.users, func() error {
 		_, err := c.io.Stat(indexObject)
 		if is(err, enoent) {
 			return nil
@@ -171,14 +173,14 @@ func (c *Cluster) Ping(ctx context.Context) error {
 	}))
 }
 
-// Close ends the control connection. Claims have to be released before.
+// Close ends the control connection. Claims have to be released before. It waits for calls that linger, which takes
+// Options.Timeout at most. Idempotent.
 func (c *Cluster) Close() error {
-	if c.conn == nil {
-		return errors.New("close Ceph: it is closed already")
-	}
-	c.io.Destroy()
-	c.conn.Shutdown()
-	c.conn = nil
+	c.closing.Do(func() {
+		<-c.users.shut()
+		c.io.Destroy()
+		c.conn.Shutdown()
+	})
 
 	return nil
 }

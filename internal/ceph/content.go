@@ -49,7 +49,7 @@ func (im *Images) Open(ctx context.Context, src strategies.Ref, snap string) (st
 	op := fmt.Sprintf("open %s@%s", src, snap)
 	joined, cancel := im.join(ctx)
 	c := &content{im: im, op: op, ctx: joined, cancel: cancel}
-	if !im.enter() {
+	if !im.users.enter() {
 		cancel()
 
 		return nil, classify(op, fmt.Errorf("the connection is closed: %w", worker.ErrStopping))
@@ -60,7 +60,7 @@ func (im *Images) Open(ctx context.Context, src strategies.Ref, snap string) (st
 			err = c.open(src, snap)
 		}
 		if err != nil {
-			im.leave()
+			im.users.leave()
 
 			return nil, err
 		}
@@ -229,7 +229,7 @@ func (c *content) close() error {
 	err := c.image.Close()
 	c.io.Destroy()
 	c.image, c.chunk = nil, nil
-	c.im.leave()
+	c.im.users.leave()
 
 	return err
 }

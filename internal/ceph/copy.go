@@ -29,7 +29,7 @@ func (im *Images) CopyObjects(ctx context.Context, m strategies.Make, p worker.P
 		if v.finished() && !v.parent {
 			return nil
 		}
-		c := &copying{im: im, io: io, m: m, progress: quiet(p)}
+		c := &copying{im: im, io: io, m: m, progress: quiet(ctx, p)}
 		if err := c.look(ctx, op); err != nil {
 			return err
 		}

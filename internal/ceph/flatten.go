@@ -26,18 +26,19 @@ func (im *Images) Flatten(ctx context.Context, m strategies.Make, p worker.Progr
 		if !v.parent {
 			return nil
 		}
-		f := &flattening{im: im, io: io, m: m, progress: quiet(p)}
+		f := &flattening{im: im, io: io, m: m, progress: quiet(ctx, p)}
 
 		return f.run(ctx)
 	})
 }
 
-func quiet(p worker.Progress) worker.Progress {
-	if p == nil {
-		return func(worker.Amount) {}
+// quiet makes a progress that is nobody's any more once ctx is done: what lingers must not tell it.
+func quiet(ctx context.Context, p worker.Progress) worker.Progress {
+	return func(a worker.Amount) {
+		if p != nil && ctx.Err() == nil {
+			p(a)
+		}
 	}
-
-	return p
 }
 
 // flattening is one call of Flatten.

@@ -24,10 +24,10 @@ type Images struct {
 	ctx  context.Context // ends with the connection
 	stop context.CancelCauseFunc
 
-	mu      sync.Mutex
-	busy    map[strategies.Ref]chan struct{} // closed when the call on that image has ended
-	running int
-	idle    chan struct{} // closed when nothing runs any more; nil before close
+	users gate // of the connection
+
+	mu   sync.Mutex
+	busy map[strategies.Ref]chan struct{} // closed when the call on that image has ended
 }
 
 var (
@@ -65,7 +65,7 @@ func (c *Cluster) connectImages() (*Images, error) {
 // Images makes a connection that belongs to no job and that nobody fences: for looking, as `cinderlift check` does. The
 // caller closes it.
 func (c *Cluster) Images(ctx context.Context) (*Images, error) {
-	im, err := await(ctx, c.connectImages, func(im *Images) { im.conn.Shutdown() })
+	im, err := through(ctx, &c.users, c.connectImages, func(im *Images) { im.conn.Shutdown() })
 
 	return im, classify("connect to Ceph", err)
 }
@@ -91,40 +91,11 @@ func (im *Images) closeLate() {
 	im.conn.Shutdown()
 }
 
-// shut lets nothing new begin. The channel is closed when nothing runs any more.
+// shut ends what runs, and lets nothing new begin. The channel is closed when nothing runs any more.
 func (im *Images) shut() <-chan struct{} {
 	im.stop(worker.ErrStopping)
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	if im.idle == nil {
-		im.idle = make(chan struct{})
-		if im.running == 0 {
-			close(im.idle)
-		}
-	}
 
-	return im.idle
-}
-
-// enter counts one more user of the connection; leave has to follow a true.
-func (im *Images) enter() bool {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	if im.idle != nil {
-		return false
-	}
-	im.running++
-
-	return true
-}
-
-func (im *Images) leave() {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	im.running--
-	if im.running == 0 && im.idle != nil {
-		close(im.idle)
-	}
+	return im.users.shut()
 }
 
 // do runs fn, which works on one image, and answers when it has ended or ctx is done. The context of fn ends with ctx
@@ -136,14 +107,14 @@ func (im *Images) do(ctx context.Context, op string, on strategies.Ref, fn func(
 	if err != nil {
 		return classify(op, err)
 	}
-	if !im.enter() {
+	if !im.users.enter() {
 		release()
 
 		return classify(op, fmt.Errorf("the connection is closed: %w", worker.ErrStopping))
 	}
 
 	_, err = detach(ctx, func() (struct{}, error) {
-		defer im.leave()
+		defer im.users.leave()
 		defer release()
 		if ctx.Err() != nil {
 			return struct{}{}, context.Cause(ctx)

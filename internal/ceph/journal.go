@@ -49,7 +49,7 @@ func (c *Cluster) Create(ctx context.Context, r worker.Record) error {
 	if err != nil {
 		return refuse("create job "+key, worker.ReasonInternal, worker.GiveUp, "encode the record: %w", err)
 	}
-	err = awaitErr(ctx, func() error {
+	err = throughErr(ctx, &c.users, func() error {
 		if err := c.index(key); err != nil {
 			return err
 		}
@@ -79,7 +79,7 @@ func (c *Cluster) index(key string) error {
 
 // Load implements worker.Journal.
 func (c *Cluster) Load(ctx context.Context, key string) (worker.Record, error) {
-	e, err := await(ctx, func() (entry, error) { return c.load(key) }, nil)
+	e, err := through(ctx, &c.users, func() (entry, error) { return c.load(key) }, nil)
 	if err != nil {
 		return worker.Record{}, named("load job "+key, err)
 	}
@@ -154,7 +154,7 @@ func decode(key string, epoch uint64, values map[string]string) (entry, error) {
 
 // Keys implements worker.Journal. A key may lack its record: its creation or its removal was cut short.
 func (c *Cluster) Keys(ctx context.Context) ([]string, error) {
-	keys, err := await(ctx, func() ([]string, error) {
+	keys, err := through(ctx, &c.users, func() ([]string, error) {
 		all, err := c.io.GetAllOmapValues(indexObject, "", "", 1000)
 		if is(err, enoent) {
 			return nil, nil
@@ -173,7 +173,7 @@ func (c *Cluster) Keys(ctx context.Context) ([]string, error) {
 
 // Remove implements worker.Journal. The record goes first: see Create.
 func (c *Cluster) Remove(ctx context.Context, key string) error {
-	return classify("remove job "+key, awaitErr(ctx, func() error {
+	return classify("remove job "+key, throughErr(ctx, &c.users, func() error {
 		if err := c.io.Delete(jobPrefix + key); err != nil && !is(err, enoent) {
 			return err
 		}

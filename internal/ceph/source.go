@@ -13,7 +13,7 @@ import (
 
 // FSID implements strategies.Source.
 func (im *Images) FSID(ctx context.Context) (string, error) {
-	id, err := await(ctx, im.conn.GetFSID, nil)
+	id, err := through(ctx, &im.users, im.conn.GetFSID, nil)
 
 	return id, classify("ask for the fsid", err)
 }

@@ -75,7 +75,7 @@ func TestMapsBeforeDetach(t *testing.T) {
 	must(t, im.Clone(t.Context(), m))
 	must(t, im.Seal(t.Context(), m))
 	must(t, im.pool(m.Dst.Pool, func(io *rados.IOContext) error {
-		f := &flattening{im: im, io: io, m: m, progress: quiet(nil)}
+		f := &flattening{im: im, io: io, m: m, progress: quiet(t.Context(), nil)}
 		there, err := f.fill(t.Context())
 		must(t, err)
 		if len(there) != 6 || len(f.left) != 0 {
