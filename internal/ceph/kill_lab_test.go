@@ -42,6 +42,7 @@ func newVictim(t testing.TB, ttl time.Duration, objects int64) *victim {
 		},
 	}}
 	v.c = labCluster(t, v.options("test"))
+	wipe(t, v.c)
 	v.back = &backdoor{im: labImages(t)}
 	image := strategies.Ref{Pool: env["LAB_POOL_IMAGES"], Image: newID()}
 	t.Cleanup(func() {

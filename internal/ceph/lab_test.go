@@ -66,6 +66,21 @@ func labCluster(t testing.TB, o Options) *Cluster {
 	return c
 }
 
+// wipe removes everything in the cluster's own namespace when the test has ended.
+func wipe(t testing.TB, c *Cluster) {
+	t.Helper()
+	t.Cleanup(func() {
+		err := c.io.ListObjects(func(name string) {
+			if err := c.io.Delete(name); err != nil && !is(err, enoent) {
+				t.Errorf("remove %s: %v", name, err)
+			}
+		})
+		if err != nil {
+			t.Errorf("list the namespace: %v", err)
+		}
+	})
+}
+
 // newID is a random UUID.
 func newID() string {
 	var b [16]byte

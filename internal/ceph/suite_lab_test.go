@@ -27,6 +27,7 @@ func TestImagesConform(t *testing.T) {
 func TestJournalConforms(t *testing.T) {
 	o := labOptions(t)
 	o.Namespace, o.LeaseTTL = "cinderlift-test-"+newID(), 3*time.Second
+	wipe(t, labCluster(t, o))
 	workertest.RunJournal(t, workertest.Rig{
 		Journal: func(t testing.TB, owner string) worker.Journal {
 			o := o
