@@ -60,9 +60,10 @@ func Open(ctx context.Context, o Options) (*Session, error) {
 		TLSClientConfig:       trust,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ExpectContinueTimeout: 5 * time.Second,
-		IdleConnTimeout:       30 * time.Second,
-		MaxIdleConnsPerHost:   4,
-		Protocols:             http1(),
+		// A connection for each request. A kept one leads to the same worker process of Glance, and one that hashes an
+		// image inside librbd answers nothing for minutes, while its siblings would.
+		DisableKeepAlives: true,
+		Protocols:         http1(),
 	}), renewing: make(chan struct{}, 1)}
 	if err := s.renew(ctx, Image, ""); err != nil {
 		s.Close()

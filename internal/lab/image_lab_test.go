@@ -107,7 +107,7 @@ func TestKinds(t *testing.T) {
 	}{
 		{"plain", func(w *world) string { return w.volume(lab.VolumeSpec{GiB: 1}, 40) }},
 		{"empty", func(w *world) string { return w.volume(lab.VolumeSpec{GiB: 1}, 0) }},
-		{"thin", func(w *world) string { return w.volume(lab.VolumeSpec{GiB: 20}, 1) }},
+		{"thin", func(w *world) string { return w.volume(lab.VolumeSpec{GiB: 3}, 3) }},
 		{"clone of an image", cloneOfImage},
 		{"migrated", migrated},
 		{"odd size", oddSize},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cinderlift/cinderlift/internal/lab"
 	"github.com/cinderlift/cinderlift/strategies"
+	"github.com/cinderlift/cinderlift/worker"
 )
 
 // world is the lab with a user's view of its cloud.
@@ -111,11 +112,19 @@ func (w *world) upload(volume string, spec lab.UploadSpec) string {
 		if i, err := w.Image(ctx, id); err != nil || i.Status == "" {
 			return
 		}
-		if err := w.DeleteImage(ctx, id); err != nil {
-			w.t.Errorf("delete the image afterwards: %v", err)
+		// Refused while Glance hashes the image in the background.
+		err := lab.Wait(ctx, "the image to be deleted", func() (bool, error) {
+			if err := w.DeleteImage(ctx, id); worker.ReasonOf(err) != worker.ReasonImageState {
+				return true, err
+			}
+
+			return false, nil
+		})
+		if err == nil {
+			err = w.WaitImage(ctx, id, "")
 		}
-		if err := w.WaitImage(ctx, id, ""); err != nil {
-			w.t.Error(err)
+		if err != nil {
+			w.t.Errorf("delete the image afterwards: %v", err)
 		}
 	})
 
