@@ -12,6 +12,8 @@ CEPH_RELEASE := $(patsubst 16,pacific,$(patsubst 17,quincy,$(patsubst 18,reef,$(
 TAGS := $(CEPH_RELEASE),ceph_preview
 # Everything that needs no librbd.
 PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/lab/... ./internal/arrows/...
+# The race detector needs a C compiler; without one Go turns cgo off by itself.
+RACE = $(if $(filter 1,$(shell $(GO) env CGO_ENABLED)),-race)
 GENERATIONS ?= bookworm trixie
 LAB := deployments/lab/lab
 
@@ -39,7 +41,8 @@ binary:
 .PHONY: unit
 unit: ## tests without services and without librbd, with the race detector; under a minute
 	$(GO) vet $(PURE)
-	$(GO) test -race -count=1 $(PURE)
+	@[ -n '$(RACE)' ] || echo 'unit: without the race detector, which needs a C compiler (make deps installs one)'
+	$(GO) test $(RACE) -count=1 $(PURE)
 
 .PHONY: unit-ceph
 unit-ceph: ## tests without services of what needs librbd
@@ -59,6 +62,10 @@ test: ## all tests, on both labs of real services; installs what it needs
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZ_TIME (default 20s)
 	@deployments/fuzz $(or $(FUZZ_TIME),20s)
+
+.PHONY: vuln
+vuln: ## known vulnerabilities in what is linked in (needs the vulnerability database's server)
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 -tags $(TAGS) ./...
 
 .PHONY: bench
 bench: build ## stock Cinder and cinderlift in one go, with the ratio

@@ -224,6 +224,10 @@ rbd_max_clone_depth = 5
 connection = $(database_url cinder)
 [oslo_concurrency]
 lock_path = $dir/lock
+[key_manager]
+# One key for all encrypted volumes: no Barbican, and everything else as with one.
+backend = cinder.keymgr.conf_key_mgr.ConfKeyManager
+fixed_key = $(printf '%064d' 7)
 [service_user]
 send_service_user_token = True
 $(credentials cinder)
