@@ -157,6 +157,7 @@ type Image struct {
 	Checksum        string
 	HashAlgo        string `json:"os_hash_algo"`
 	HashValue       string `json:"os_hash_value"`
+	Task            string `json:"os_glance_import_task"` // of Glance, which still works on it
 }
 
 // CreateImage makes an image without data, as cinder-api does before it casts.

@@ -114,11 +114,14 @@ func (w *world) upload(volume string, spec lab.UploadSpec) string {
 		}
 		// Refused while Glance hashes the image in the background.
 		err := lab.Wait(ctx, "the image to be deleted", func() (bool, error) {
-			if err := w.DeleteImage(ctx, id); worker.ReasonOf(err) != worker.ReasonImageState {
+			switch err := w.DeleteImage(ctx, id); worker.ReasonOf(err) {
+			case worker.ReasonImageState:
+				return false, nil
+			case worker.ReasonImageMissing: // a try before was carried out after all
+				return true, nil
+			default:
 				return true, err
 			}
-
-			return false, nil
 		})
 		if err == nil {
 			err = w.WaitImage(ctx, id, "")
