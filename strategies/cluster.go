@@ -65,24 +65,30 @@ type Make struct {
 // look complete), only from marks that the methods write into its metadata after the fact. A Dst without our mark that
 // holds data or snapshots is foreign: ReasonConflict, and nothing is touched. Every method is idempotent also after
 // its process was killed anywhere, does not retry, returns *Error, and returns soon after ctx is done.
+//
+// The mark also says of which snapshot Dst is made, by ids and not by name: after an undo that could not remove Dst, the
+// next try makes another snapshot with the same name, and an image must not be made of two points in time. A Dst of
+// another snapshot is outdated. While Src@Snapshot can't be found, nothing is.
 type Destination interface {
 	// Clone makes Dst a marked clone of Src@Snapshot with the features layering, exclusive-lock and deep-flatten and
-	// nothing else, and without the source's conf_* metadata. Half-made remains of an earlier try are replaced.
+	// nothing else, and without the source's conf_* metadata. What is half-made or outdated is replaced, even when it
+	// is sealed: the caller knows that Glance does not use it.
 	Clone(ctx context.Context, m Make) error
 
 	// CopyObjects makes Dst a marked image without parent that holds the data of Src@Snapshot, holes kept. It goes on
-	// where an earlier try ended.
+	// where an earlier try ended. What is outdated is replaced, as by Clone.
 	CopyObjects(ctx context.Context, m Make, p worker.Progress) error
 
 	// Seal snapshots Dst as Glance's RBD store expects and protects the snapshot. Only a Dst that Clone or CopyObjects
-	// finished is sealed; anything else is ReasonMismatch.
+	// finished is sealed; anything else, and what is outdated, is ReasonMismatch.
 	Seal(ctx context.Context, m Make) error
 
 	// Flatten detaches a sealed clone and its snapshot from the source: the same bytes at every instant, before,
-	// during and after, and when killed.
+	// during and after, and when killed. ReasonMismatch for what is not sealed or outdated, and nothing is touched.
 	Flatten(ctx context.Context, m Make, p worker.Progress) error
 
-	// Complete reports whether Dst is sealed, ours, and (if flat) has no parent. It is asked before registering.
+	// Complete reports whether Dst is sealed, ours, not outdated, and (if flat) has no parent. It is asked before
+	// registering.
 	Complete(ctx context.Context, m Make, flat bool) (bool, error)
 
 	// Discard removes Dst with its snapshot if it bears our mark, or is an empty remainder of our own try. That it is

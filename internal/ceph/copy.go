@@ -22,7 +22,7 @@ const readers = 4
 func (im *Images) CopyObjects(ctx context.Context, m strategies.Make, p worker.Progress) error {
 	op := fmt.Sprintf("copy %s@%s to %s", m.Src, m.Snapshot, m.Dst)
 
-	return im.onDst(ctx, op, m, func(ctx context.Context, io *rados.IOContext, v view) error {
+	return im.onCurrent(ctx, op, m, func(ctx context.Context, io *rados.IOContext, v view) error {
 		if err := v.mine(op, m); err != nil {
 			return err
 		}
@@ -81,9 +81,11 @@ func (c *copying) look(ctx context.Context, op string) error {
 	}))
 }
 
-// prepare leaves a marked image without parent and without object map, empty or with what an earlier try has copied.
+// prepare leaves a marked image without parent and without object map, empty or with what an earlier try has copied of
+// the same snapshot. The mark is there before the first object, so no object can be taken for one of another snapshot.
 func (c *copying) prepare(ctx context.Context, v view) error {
-	usable := v.standing == ours && !v.discarded && !v.parent
+	made := identity(c.src.id, c.src.snap)
+	usable := v.standing == ours && !v.discarded && !v.parent && v.source == made
 	if !usable {
 		if err := c.im.remove(ctx, c.io, c.m, v); err != nil {
 			return err
@@ -94,7 +96,7 @@ func (c *copying) prepare(ctx context.Context, v view) error {
 	}
 
 	return c.im.image(c.m.Dst, func(image *rbd.Image) (err error) {
-		if err := setMark(image, markJob, c.m.Job); err != nil {
+		if err := setMade(image, c.m.Job, made); err != nil {
 			return err
 		}
 		if err := dropMaps(image); err != nil {

@@ -39,16 +39,33 @@ func (im *Images) onDst(
 	})
 }
 
+// onCurrent is onDst for those who have to know whether Dst is outdated. While the snapshot is not there nothing tells, and
+// nothing can be mixed into the image either.
+func (im *Images) onCurrent(
+	ctx context.Context, op string, m strategies.Make, fn func(context.Context, *rados.IOContext, view) error,
+) error {
+	return im.onDst(ctx, op, m, func(ctx context.Context, io *rados.IOContext, v view) error {
+		if v.standing == ours {
+			now, err := im.origin(m)
+			if err != nil {
+				return err
+			}
+			v.outdated = now != "" && now != v.source
+		}
+
+		return fn(ctx, io, v)
+	})
+}
+
 // Clone implements strategies.Destination.
 func (im *Images) Clone(ctx context.Context, m strategies.Make) error {
 	op := fmt.Sprintf("clone %s@%s to %s", m.Src, m.Snapshot, m.Dst)
 
-	return im.onDst(ctx, op, m, func(ctx context.Context, io *rados.IOContext, v view) error {
+	return im.onCurrent(ctx, op, m, func(ctx context.Context, io *rados.IOContext, v view) error {
 		if err := v.mine(op, m); err != nil {
 			return err
 		}
-		finished := v.sealed || v.parent && v.standing == ours
-		if !finished || v.discarded {
+		if !v.finished() || !v.sealed && !v.parent {
 			if err := im.clone(ctx, op, io, m, v); err != nil {
 				return err
 			}
@@ -83,7 +100,17 @@ func (im *Images) clone(ctx context.Context, op string, io *rados.IOContext, m s
 		return fmt.Errorf("clone: %w", err)
 	}
 
-	return im.image(m.Dst, func(image *rbd.Image) error { return setMark(image, markJob, m.Job) })
+	return im.image(m.Dst, func(image *rbd.Image) error { return markClone(image, m.Job) })
+}
+
+// markClone takes the snapshot's identity from the clone itself.
+func markClone(image *rbd.Image, job string) error {
+	parent, err := image.GetParent()
+	if err != nil {
+		return fmt.Errorf("ask for the parent: %w", err)
+	}
+
+	return setMade(image, job, identity(parent.Image.ImageID, parent.Snap.ID))
 }
 
 func (im *Images) objectSize(op string, src strategies.Ref) (int64, error) {
@@ -123,9 +150,10 @@ func imageOptions(objectSize int64) (*rbd.ImageOptions, error) {
 func (im *Images) Seal(ctx context.Context, m strategies.Make) error {
 	op := "seal " + m.Dst.String()
 
-	return im.onDst(ctx, op, m, func(_ context.Context, _ *rados.IOContext, v view) error {
+	return im.onCurrent(ctx, op, m, func(_ context.Context, _ *rados.IOContext, v view) error {
 		if !v.finished() {
-			return refuse(op, worker.ReasonMismatch, worker.GiveUp, "it is not an image that was finished for job %s", m.Job)
+			return refuse(op, worker.ReasonMismatch, worker.GiveUp,
+				"it is not an image that was finished for job %s (outdated: %v)", m.Job, v.outdated)
 		}
 		if v.sealed {
 			return nil
@@ -147,7 +175,7 @@ func (im *Images) Seal(ctx context.Context, m strategies.Make) error {
 // Complete implements strategies.Destination.
 func (im *Images) Complete(ctx context.Context, m strategies.Make, flat bool) (bool, error) {
 	answer := make(chan bool, 1)
-	err := im.onDst(ctx, "look at "+m.Dst.String(), m, func(_ context.Context, _ *rados.IOContext, v view) error {
+	err := im.onCurrent(ctx, "look at "+m.Dst.String(), m, func(_ context.Context, _ *rados.IOContext, v view) error {
 		answer <- v.finished() && v.sealed && !(flat && v.parent)
 
 		return nil

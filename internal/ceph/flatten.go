@@ -19,9 +19,10 @@ import (
 func (im *Images) Flatten(ctx context.Context, m strategies.Make, p worker.Progress) error {
 	op := "flatten " + m.Dst.String()
 
-	return im.onDst(ctx, op, m, func(ctx context.Context, io *rados.IOContext, v view) error {
-		if !v.sealed || v.discarded {
-			return refuse(op, worker.ReasonMismatch, worker.GiveUp, "it is not an image that was sealed for job %s", m.Job)
+	return im.onCurrent(ctx, op, m, func(ctx context.Context, io *rados.IOContext, v view) error {
+		if !v.finished() || !v.sealed {
+			return refuse(op, worker.ReasonMismatch, worker.GiveUp,
+				"it is not an image that was sealed for job %s (outdated: %v)", m.Job, v.outdated)
 		}
 		if !v.parent {
 			return nil

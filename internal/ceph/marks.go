@@ -12,7 +12,8 @@ import (
 )
 
 // Marks in the metadata of an image. Each has the value "<job> <internal id of the image>"; one that carries another id
-// was inherited from a parent and means nothing.
+// was inherited from a parent and means nothing. The first also says of which snapshot the image is made: " <internal id
+// of the volume>@<id of the snapshot>", which no other snapshot will ever have.
 const (
 	markPrefix    = "cinderlift."
 	markJob       = markPrefix + "job"       // made for this job; on a clone: the clone is complete
@@ -42,14 +43,41 @@ type view struct {
 	copied    bool
 	sealed    bool // marked so, and the snapshot is there and protected
 	discarded bool
+	outdated  bool   // made of another snapshot than the one that has the name now; only onCurrent finds that out
 	parent    bool   // the head or the snapshot still has one
+	source    string // of which snapshot it is made
 	job       string // of another mark, for the operator
 }
 
-// finished reports whether the image holds all its data, itself or through its parent.
+// finished reports whether the image holds all its data, itself or through its parent, and may be kept.
 func (v view) finished() bool {
-	return v.standing == ours && !v.discarded && (v.copied || v.sealed || v.parent)
+	return v.standing == ours && !v.discarded && !v.outdated && (v.copied || v.sealed || v.parent)
 }
+
+// origin is the snapshot that m.Snapshot names now, "" when it is not there.
+func (im *Images) origin(m strategies.Make) (string, error) {
+	var found string
+	err := im.reading(m.Src, rbd.NoSnapshot, func(image *rbd.Image) error {
+		id, err := image.GetId()
+		if err != nil {
+			return err
+		}
+		snap, err := image.GetSnapID(m.Snapshot)
+		found = identity(id, snap)
+
+		return err
+	})
+	if is(err, enoent) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look at %s@%s: %w", m.Src, m.Snapshot, err)
+	}
+
+	return found, nil
+}
+
+func identity(image string, snap uint64) string { return fmt.Sprintf("%s@%d", image, snap) }
 
 // look finds out what there is under the name of Dst.
 func (im *Images) look(io *rados.IOContext, m strategies.Make) (view, error) {
@@ -90,6 +118,9 @@ func (im *Images) examine(image *rbd.Image, m strategies.Make) (view, error) {
 		return view{standing: s, job: job}, err
 	}
 	v := view{standing: ours}
+	if fields := strings.Fields(meta[markJob]); len(fields) > 2 {
+		v.source = fields[2]
+	}
 	_, v.copied = readMark(meta, markCopied, id)
 	_, v.discarded = readMark(meta, markDiscarded, id)
 	if _, marked := readMark(meta, markSealed, id); marked {
@@ -162,15 +193,25 @@ func hasParent(image *rbd.Image, sealed bool) (bool, error) {
 }
 
 func readMark(meta map[string]string, key, id string) (job string, valid bool) {
-	job, of, _ := strings.Cut(meta[key], " ")
+	fields := strings.Fields(meta[key])
+	if len(fields) < 2 {
+		return "", false
+	}
 
-	return job, job != "" && of == id
+	return fields[0], fields[1] == id
 }
 
-func setMark(image *rbd.Image, key, job string) error {
+func setMark(image *rbd.Image, key, job string) error { return writeMark(image, key, job, "") }
+
+// setMade says for which job and of which snapshot the image is made.
+func setMade(image *rbd.Image, job, source string) error {
+	return writeMark(image, markJob, job, " "+source)
+}
+
+func writeMark(image *rbd.Image, key, job, rest string) error {
 	id, err := image.GetId()
 	if err == nil {
-		err = image.SetMetadata(key, job+" "+id)
+		err = image.SetMetadata(key, job+" "+id+rest)
 	}
 	if err != nil {
 		return fmt.Errorf("mark the image with %s: %w", key, err)

@@ -109,7 +109,7 @@ func (c *Cluster) Freeze(t testing.TB, at strategies.Ref, snap string) {
 	t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.images[at].snap(snap)
+	c.snap(c.images[at], snap)
 	c.images[at].snaps[snap].protected = true
 }
 

@@ -134,7 +134,7 @@ func (c *Cluster) Snapshot(ctx context.Context, src strategies.Ref, snap string)
 		if err != nil || im.snaps[snap] != nil {
 			return err
 		}
-		im.snap(snap)
+		c.snap(im, snap)
 		c.promised[snap] = c.read(im, im.head())
 
 		return nil
@@ -289,6 +289,7 @@ type parent struct {
 
 // version is the image at one time.
 type version struct {
+	id            int // of a snapshot: never given again, as names are
 	size, overlap int64
 	objects       map[int64][]byte
 	protected     bool
@@ -298,21 +299,42 @@ func (im *image) head() *version {
 	return &version{size: im.size, overlap: im.overlap, objects: im.objects}
 }
 
-func (im *image) snap(name string) {
+func (c *Cluster) snap(im *image, name string) {
+	c.nextID++
 	v := im.head()
-	v.objects = maps.Clone(im.objects)
+	v.id, v.objects = c.nextID, maps.Clone(im.objects)
 	im.snaps[name] = v
 }
 
 // mark reads a mark and whether it was written for this very image: librbd copies metadata to clones, so the marks of
 // an image turn up on volumes that were made from it.
 func (im *image) mark(key string) (string, bool) {
-	job, id, _ := strings.Cut(im.meta[key], " ")
+	fields := append(strings.Fields(im.meta[key]), "", "")
 
-	return job, job != "" && id == im.id
+	return fields[0], fields[0] != "" && fields[1] == im.id
 }
 
-func (im *image) setMark(key, job string) { im.meta[key] = job + " " + im.id }
+func (im *image) setMark(key, job, of string) {
+	im.meta[key] = strings.TrimSpace(job + " " + im.id + " " + of)
+}
+
+// identity says of which snapshot an image is to be made, in a way that is never used again; "" while it is not there.
+func (c *Cluster) identity(m strategies.Make) string {
+	src := c.images[m.Src]
+	if src == nil || src.snaps[m.Snapshot] == nil {
+		return ""
+	}
+
+	return fmt.Sprintf("%s@%d", src.id, src.snaps[m.Snapshot].id)
+}
+
+// outdated reports whether the image was made of another snapshot than the one that has the name now.
+func (c *Cluster) outdated(m strategies.Make, im *image) bool {
+	fields := append(strings.Fields(im.meta[markJob]), "", "", "")
+	now := c.identity(m)
+
+	return im.marked() && now != "" && fields[2] != now
+}
 
 func (im *image) marked() bool {
 	_, ours := im.mark(markJob)

@@ -50,8 +50,7 @@ func (c *Cluster) makeClone(op string, m strategies.Make) (done bool, err error)
 			return false, err
 		}
 		_, sealed := im.mark(markSealed)
-		_, marked := im.mark(markJob)
-		if sealed || marked && im.parent != nil {
+		if !c.outdated(m, im) && (sealed || im.marked() && im.parent != nil) {
 			return true, nil
 		}
 	}
@@ -86,7 +85,11 @@ func (c *Cluster) foreign(op string, m strategies.Make, im *image) error {
 
 func (c *Cluster) mark(ctx context.Context, site, op string, m strategies.Make, key string) error {
 	return c.at(ctx, site, op, func() error {
-		c.images[m.Dst].setMark(key, m.Job)
+		if im := c.images[m.Dst]; key != markJob {
+			im.setMark(key, m.Job, "")
+		} else if !im.marked() {
+			im.setMark(key, m.Job, c.identity(m))
+		}
 
 		return nil
 	})
@@ -129,7 +132,7 @@ func (c *Cluster) makeCopy(op string, m strategies.Make) ([]int64, error) {
 		if err := c.foreign(op, m, im); err != nil {
 			return nil, err
 		}
-		if _, copied := im.mark(markCopied); copied {
+		if _, copied := im.mark(markCopied); copied && !c.outdated(m, im) {
 			return nil, nil
 		}
 	}
@@ -141,7 +144,7 @@ func (c *Cluster) makeCopy(op string, m strategies.Make) ([]int64, error) {
 	if snap == nil {
 		return nil, fault(op, worker.ReasonMismatch, worker.GiveUp, errNoSnapshot)
 	}
-	if im == nil || !im.marked() || im.parent != nil {
+	if im == nil || !im.marked() || im.parent != nil || c.outdated(m, im) {
 		c.touch(m.Dst, "replacement")
 		im = c.blank(snap.size, cmp.Or(m.ObjectSize, src.objectSize))
 		c.images[m.Dst] = im
@@ -229,11 +232,11 @@ func (c *Cluster) Seal(ctx context.Context, m strategies.Make) error {
 		job, _ := im.mark(markJob)
 		_, copied := im.mark(markCopied)
 		_, sealed := im.mark(markSealed)
-		if job != m.Job || !sealed && !copied && im.parent == nil {
+		if job != m.Job || c.outdated(m, im) || !sealed && !copied && im.parent == nil {
 			return fault(op, worker.ReasonMismatch, worker.GiveUp, fmt.Errorf("%s is not finished", m.Dst))
 		}
 		if im.snaps[strategies.GlanceSnapshot] == nil {
-			im.snap(strategies.GlanceSnapshot)
+			c.snap(im, strategies.GlanceSnapshot)
 		}
 
 		return nil
@@ -292,7 +295,7 @@ func (c *Cluster) sealed(m strategies.Make, im *image) bool {
 	job, ours := im.mark(markSealed)
 	snap := im.snaps[strategies.GlanceSnapshot]
 
-	return ours && job == m.Job && snap != nil && snap.protected
+	return ours && job == m.Job && !c.outdated(m, im) && snap != nil && snap.protected
 }
 
 // Complete implements strategies.Destination.

@@ -86,6 +86,11 @@ func suiteCases() []suiteCase {
 		{"a flatten goes on after an interruption", interruptedFlatten},
 		{"discard of a half-made image", discardHalfMade},
 		{"clone after copy", cloneAfterCopy},
+		{"another snapshot/part of a copy", anotherSnapshot(partOfCopy)},
+		{"another snapshot/copy", anotherSnapshot(wholeCopy)},
+		{"another snapshot/sealed copy", anotherSnapshot(sealedCopy)},
+		{"another snapshot/flattened clone", anotherSnapshot(flattenedClone)},
+		{"no snapshot any more", noSnapshot},
 		{"a finished context", finishedContext},
 	}
 }
@@ -98,12 +103,17 @@ func prepared(t testing.TB, r Rig, src strategies.Ref) strategies.Make {
 		Src: src, Snapshot: strategies.SourceSnapshot(id), Dst: strategies.Ref{Pool: r.Images, Image: id}, Job: id,
 	}
 	t.Cleanup(func() { r.Backdoor.Drop(t, m.Dst) })
-	for range 2 {
-		must(t, "snapshot", r.Source.Snapshot(t.Context(), src, m.Snapshot))
-		must(t, "protect", r.Source.Protect(t.Context(), src, m.Snapshot))
-	}
+	snapshotTwice(t, r, m)
 
 	return m
+}
+
+func snapshotTwice(t testing.TB, r Rig, m strategies.Make) {
+	t.Helper()
+	for range 2 {
+		must(t, "snapshot", r.Source.Snapshot(t.Context(), m.Src, m.Snapshot))
+		must(t, "protect", r.Source.Protect(t.Context(), m.Src, m.Snapshot))
+	}
 }
 
 func must(t testing.TB, what string, err error) {
@@ -502,6 +512,72 @@ func cloneAfterCopy(t *testing.T, r Rig) {
 	must(t, "clone", r.Destination.Clone(t.Context(), m))
 	must(t, "copy", r.Destination.CopyObjects(t.Context(), m, nil))
 	must(t, "seal", r.Destination.Seal(t.Context(), m))
+	finish(t, r, m, want)
+}
+
+// Ways to leave an image of a snapshot that is then released.
+
+func partOfCopy(t *testing.T, r Rig, m strategies.Make) {
+	interrupt(t, func(ctx context.Context, p worker.Progress) error { return r.Destination.CopyObjects(ctx, m, p) })
+}
+
+func wholeCopy(t *testing.T, r Rig, m strategies.Make) {
+	must(t, "copy", r.Destination.CopyObjects(t.Context(), m, nil))
+}
+
+func sealedCopy(t *testing.T, r Rig, m strategies.Make) {
+	wholeCopy(t, r, m)
+	must(t, "seal", r.Destination.Seal(t.Context(), m))
+}
+
+func flattenedClone(t *testing.T, r Rig, m strategies.Make) {
+	must(t, "clone", r.Destination.Clone(t.Context(), m))
+	must(t, "seal", r.Destination.Seal(t.Context(), m))
+	must(t, "flatten", r.Destination.Flatten(t.Context(), m, nil))
+}
+
+// anotherSnapshot is what an undo leaves that could not discard the image but released its source: the next try makes a
+// snapshot with the same name at a later point in time.
+func anotherSnapshot(leave func(*testing.T, Rig, strategies.Make)) func(*testing.T, Rig) {
+	return func(t *testing.T, r Rig) {
+		for name, again := range map[string]func(*testing.T, Rig, strategies.Make){
+			"copy": wholeCopy,
+			"clone": func(t *testing.T, r Rig, m strategies.Make) {
+				must(t, "clone", r.Destination.Clone(t.Context(), m))
+			},
+		} {
+			// Enough objects that an interrupted copy has some of them and not all.
+			src := r.volume(t, 24*r.ObjectSize)
+			r.Backdoor.Write(t, src, 0, noise(24*r.ObjectSize, 76))
+			m := prepared(t, r, src)
+			leave(t, r, m)
+			must(t, "release", r.Source.Release(t.Context(), src, m.Snapshot))
+			want := noise(24*r.ObjectSize, 77)
+			r.Backdoor.Write(t, src, 0, want)
+			snapshotTwice(t, r, m)
+			wantComplete(t, r, m, false, false)
+			wantReason(t, name+": seal what is outdated", r.Destination.Seal(t.Context(), m), worker.ReasonMismatch)
+			wantReason(t, name+": flatten what is outdated", r.Destination.Flatten(t.Context(), m, nil), worker.ReasonMismatch)
+			again(t, r, m)
+			must(t, "seal", r.Destination.Seal(t.Context(), m))
+			must(t, "flatten", r.Destination.Flatten(t.Context(), m, nil))
+			wantComplete(t, r, m, true, true)
+			finish(t, r, m, want)
+		}
+	}
+}
+
+// noSnapshot: while nothing tells that an image is outdated, what is finished stays as it is.
+func noSnapshot(t *testing.T, r Rig) {
+	src := r.volume(t, 4*r.ObjectSize, 0, 2)
+	want := r.Backdoor.Read(t, src, "")
+	m := prepared(t, r, src)
+	wholeCopy(t, r, m)
+	must(t, "release", r.Source.Release(t.Context(), src, m.Snapshot))
+	sealedCopy(t, r, m)
+	must(t, "clone", r.Destination.Clone(t.Context(), m))
+	must(t, "flatten", r.Destination.Flatten(t.Context(), m, nil))
+	wantComplete(t, r, m, true, true)
 	finish(t, r, m, want)
 }
 
