@@ -69,15 +69,16 @@ root_ready() { [ "$(cat "$LAB_ROOT/$ROOT_MARKER" 2>/dev/null)" = "$(root_fingerp
 update_host_lists() {
   [ -z "$(mirror_of "$(host_codename)")" ] || return 0
   progress "updating the host's package lists"
-  apt-get -o DPkg::Lock::Timeout=300 update >> "$1" 2>&1 || fail "apt-get update failed on the host" "$1"
+  patient_apt update >> "$1" 2>&1 || fail "apt-get update failed on the host" "$1"
 }
 
-install_mmdebstrap() {
-  command -v mmdebstrap > /dev/null && return 0
-  progress "installing mmdebstrap on the host"
-  { apt-get -o DPkg::Lock::Timeout=300 update &&
-    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends mmdebstrap; } \
-    >> "$1" 2>&1 || fail "mmdebstrap could not be installed on the host" "$1"
+# install_tools LOG: what a minimal Debian may lack.
+install_tools() {
+  local p missing=()
+  for p in mmdebstrap mount; do command -v "$p" > /dev/null || missing+=("$p"); done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  progress "installing on the host: ${missing[*]}"
+  install_packages "${missing[@]}" >> "$1" 2>&1 || fail "could not be installed on the host: ${missing[*]}" "$1"
 }
 
 # make_root LOG: the root file system under its temporary name $LAB_ROOT.new.
@@ -107,7 +108,7 @@ prepare() {
   t0=$(now)
   : > "$log"
   update_host_lists "$log"
-  install_mmdebstrap "$log"
+  install_tools "$log"
   progress "making the root file system: Debian $LAB_GENERATION and ${#PACKAGES[@]} packages (about a minute; log: $log)"
   rm -rf --one-file-system "$LAB_ROOT.new"
   make_root "$log" || fail "mmdebstrap could not make the root file system" "$log"
