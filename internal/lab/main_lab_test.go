@@ -47,10 +47,16 @@ func (w *world) must(err error) {
 	}
 }
 
+// hooked is the hook in force as far as this process has set it: each change restarts a service of Cinder.
+var hooked string
+
 // hook plugs cinderlift into Cinder; it stays so for the tests that follow.
 func (w *world) hook(args ...string) {
 	w.t.Helper()
-	w.must(w.Control(w.ctx, "hook", args...))
+	if want := strings.Join(args, " "); hooked != want {
+		w.must(w.Control(w.ctx, "hook", args...))
+		hooked = want
+	}
 }
 
 // worker starts one that ends with the test.
