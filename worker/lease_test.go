@@ -138,7 +138,7 @@ func TestHoldPassesErrors(t *testing.T) {
 		l := lease{renew: func(context.Context) error { return nil }}
 		boom := errors.New("boom")
 		err := worker.Hold(t.Context(), l, worker.LeaseTimes{}, time.Now(), func(context.Context) error { return boom })
-		if err != boom {
+		if !errors.Is(err, boom) || err.Error() != boom.Error() {
 			t.Errorf("error is %v, want f's own", err)
 		}
 		ctx, cancel := context.WithCancelCause(t.Context())

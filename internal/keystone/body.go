@@ -100,7 +100,7 @@ func (b *lent) Read(p []byte) (int, error) {
 	if b.tee != nil && n > 0 {
 		b.tee(p[:n], false)
 	}
-	if err != nil && err != io.EOF { //nolint:errorlint // io.Reader's contract is the bare io.EOF
+	if err != nil && err != io.EOF { // the bare io.EOF is io.Reader's contract
 		b.err = err
 	}
 

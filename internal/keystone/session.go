@@ -204,7 +204,7 @@ func (s *Session) loginError(ctx context.Context, srv Service, op string, err er
 	case code == http.StatusUnauthorized:
 		err = errors.New("401: Keystone refuses the user, password, project or application credential; correct them in the configuration")
 	default:
-		err = fmt.Errorf("Keystone answered %d", code) //nolint:staticcheck // a name
+		err = fmt.Errorf("Keystone answered %d", code)
 	}
 	reason, _ := srv.verdict(code, false)
 
