@@ -18,6 +18,9 @@ func bubble(t *testing.T, f func(w *world)) {
 	synctest.Test(t, func(t *testing.T) { f(newWorld(t)) })
 }
 
+// on faults every operation of this name.
+func on(op string, m mode) func(string) mode { return onFirst(op, 1<<30, m) }
+
 // onFirst faults the first n operations of this name.
 func onFirst(op string, n int, m mode) func(string) mode {
 	return func(got string) mode {
