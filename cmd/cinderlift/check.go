@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -82,7 +84,9 @@ func checks(ctx context.Context, c config, o openstack) []check {
 	stores, err := p.glance.Stores(ctx)
 	list = append(list, result("Glance", storesText(stores, fsid), err))
 
-	return append(list, p.checkCinder(ctx, fsid))
+	backends, err := p.cinder.Backends(ctx)
+
+	return append(list, p.checkCinder(backends, fsid, err), p.checkEarly(backends))
 }
 
 func result(name, detail string, err error) check {
@@ -139,13 +143,13 @@ func storesText(stores []strategies.Store, fsid string) string {
 	return strings.Join(list, "; ")
 }
 
-func (p *parts) checkCinder(ctx context.Context, fsid string) check {
-	backends, err := p.cinder.Backends(ctx)
+func (p *parts) checkCinder(backends map[string]strategies.Backend, fsid string, err error) check {
 	if err != nil {
 		return result("Cinder", "", err)
 	}
 	var list []string
-	for host, b := range backends {
+	for _, host := range slices.Sorted(maps.Keys(backends)) {
+		b := backends[host]
 		text := host + ": pool " + b.Pool
 		if b.FSID != fsid {
 			text += " in cluster " + b.FSID + ", which this worker does not reach"
@@ -157,4 +161,23 @@ func (p *parts) checkCinder(ctx context.Context, fsid string) check {
 	}
 
 	return result("Cinder", strings.Join(list, "; "), nil)
+}
+
+// checkEarly names the one cap that makes images usable within seconds. Whether client.glance has it shows only to an
+// admin of Ceph, and to a worker that tries.
+func (p *parts) checkEarly(backends map[string]strategies.Backend) check {
+	const name = "early registration"
+	if strategies.RegisterMode(p.config.Register) == strategies.RegisterLate {
+		return check{name, "ok", "off by CINDERLIFT_REGISTER=late: images are usable after the flatten"}
+	}
+	caps := map[string]bool{}
+	for _, b := range backends {
+		caps["profile rbd-read-only pool="+b.Pool] = true
+	}
+	for _, pool := range p.config.VolumePools {
+		caps["profile rbd-read-only pool="+pool] = true
+	}
+
+	return check{name, "ok", "needs, among the osd caps of Glance's Ceph user: " +
+		strings.Join(slices.Sorted(maps.Keys(caps)), ", ") + "; without it images are usable after the flatten"}
 }
