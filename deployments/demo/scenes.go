@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -81,7 +82,9 @@ func (d *demo) lift(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if d.worker, err = d.StartWorker(ctx, map[string]string{"CINDERLIFT_LISTEN": "127.0.0.1:9753"}, io.MultiWriter(log, steps{d})); err != nil {
+	// Another demo or worker of this host may have the usual port.
+	listen := map[string]string{"CINDERLIFT_LISTEN": cmp.Or(os.Getenv("CINDERLIFT_LISTEN"), "127.0.0.1:9753")}
+	if d.worker, err = d.StartWorker(ctx, listen, io.MultiWriter(log, steps{d})); err != nil {
 		return err
 	}
 	d.say("a worker is ready: pid %d, log in build/demo-worker.log", d.worker.Pid)
