@@ -57,7 +57,7 @@ type config struct {
 
 	CephConf         string `split_words:"true" default:"/etc/ceph/ceph.conf" desc:"ceph.conf of the cluster that holds the volumes"`
 	CephUser         string `split_words:"true" default:"cinderlift" desc:"cephx user without client."`
-	JournalPool      string `split_words:"true" desc:"pool of the journal; empty: Glance's pool"`
+	JournalPool      string `split_words:"true" desc:"pool of the journal, the same for all workers; empty: CINDERLIFT_IMAGE_POOL, or images"`
 	JournalNamespace string `split_words:"true" default:"cinderlift" desc:"RADOS namespace of the journal"`
 
 	Strategies  []string          `desc:"strategies in order of preference; empty: clone-flatten,copy,export-upload"`
