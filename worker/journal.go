@@ -70,10 +70,13 @@ type Journal interface {
 
 	// Claim takes the lease on a job and on its volume for ttl, makes sure that the owner before can do no more harm
 	// (fences it), raises the epoch and answers the record as it is then. ErrHeld while somebody else has either
-	// lease. It leaves no lease behind when it returns an error. Each claim has a connection of its own to the cluster.
+	// lease, which costs a few reads and no write: every worker asks for every open job with each scan. It leaves no
+	// lease behind when it returns an error. Each claim has a connection of its own to the cluster.
 	Claim(ctx context.Context, key string) (Claim, error)
 
-	// Remove deletes a record; for closed ones whose time is up. Removing what is not there is no error.
+	// Remove deletes a record that is closed, in one atomic operation. An open one stays, with ReasonConflict: two
+	// workers may find the same old record, and when the second comes a new request may have its key. Removing what is
+	// not there is no error.
 	Remove(ctx context.Context, key string) error
 }
 
@@ -86,7 +89,9 @@ type Claim interface {
 	// ErrLeaseLost leaves it open whether the record was written; saving the same again is right.
 	Save(ctx context.Context, r Record) error
 
-	// Renew extends both leases by their full time. ErrLeaseLost once they have expired, even when nobody took them.
+	// Renew extends both leases by their full time. ErrLeaseLost once they have expired, even when nobody took them. It
+	// returns soon after ctx is done, also while the cluster does not answer and while another method is at work: Hold
+	// waits for it before it gives the job up.
 	Renew(ctx context.Context) error
 
 	// Release gives both leases back and closes the claim's connection; nothing may be used after it. Idempotent. An

@@ -53,7 +53,7 @@ func (c *Cluster) Claim(ctx context.Context, key string) (worker.Claim, error) {
 // our own address in it, and only then let anyone use the connection. A crash anywhere leaves leases that expire, and an
 // address that whoever comes next fences.
 func (c *Cluster) claim(ctx context.Context, key string) (*Claim, error) {
-	e, err := c.load(key)
+	e, err := load(c.io, key)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func (cl *Claim) take(ctx context.Context, volumeID string) error {
 			return err
 		}
 	}
-	e, err := cl.c.load(cl.key) // again: the owner before may have written until now
+	e, err := load(cl.c.io, cl.key) // again: the owner before may have written until now
 	if err != nil {
 		return err
 	}
@@ -278,12 +278,11 @@ func (cl *Claim) unlock() error {
 
 // sweep removes the volume's lock object if nobody has taken the lock since. It is only tidiness: errors do not matter.
 func (cl *Claim) sweep(object string) {
-	own, err := ioctx(cl.c.conn, cl.c.opts.JournalPool) // the last version is kept by I/O context
+	own, err := cl.c.versioned()
 	if err != nil {
 		return
 	}
 	defer own.Destroy()
-	own.SetNamespace(cl.c.opts.Namespace)
 	if _, err := own.Stat(object); err != nil {
 		return
 	}

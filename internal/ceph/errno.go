@@ -11,6 +11,7 @@ const (
 	eperm     = syscall.EPERM
 	eacces    = syscall.EACCES
 	erange    = syscall.ERANGE
+	eoverflow = syscall.EOVERFLOW
 	eshutdown = syscall.ESHUTDOWN
 	enotsup   = syscall.EOPNOTSUPP
 	ecanceled = syscall.ECANCELED

@@ -42,7 +42,9 @@ type entry struct {
 }
 
 // Create implements worker.Journal. The index comes first: a crash between the two leaves a key without a record, which
-// readers pass over, and never a record that nobody finds.
+// readers pass over, and never a record that nobody finds. And once more after the record: a Remove of the record before,
+// under the same key, may have taken the key away in between. A crash just there is before the request is acknowledged, so
+// Create comes again.
 func (c *Cluster) Create(ctx context.Context, r worker.Record) error {
 	key := r.Job.Key()
 	raw, err := json.Marshal(r)
@@ -53,19 +55,28 @@ func (c *Cluster) Create(ctx context.Context, r worker.Record) error {
 		if err := c.index(key); err != nil {
 			return err
 		}
-		op := rados.CreateWriteOp()
-		defer op.Release()
-		op.Create(rados.CreateExclusive)
-		op.WriteFull(epochBytes(r.Epoch))
-		op.SetOmap(map[string][]byte{keyRecord: raw, keyOwner: []byte(r.Owner), keyAddr: nil})
+		if err := c.write(key, r, raw); err != nil {
+			return err
+		}
 
-		return op.Operate(c.io, jobPrefix+key, rados.OperationNoFlag)
+		return c.index(key)
 	})
 	if is(err, eexist) {
 		return fmt.Errorf("create job %s: %w", key, worker.ErrExists)
 	}
 
 	return classify("create job "+key, err)
+}
+
+// write makes the record's object.
+func (c *Cluster) write(key string, r worker.Record, raw []byte) error {
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.Create(rados.CreateExclusive)
+	op.WriteFull(epochBytes(r.Epoch))
+	op.SetOmap(map[string][]byte{keyRecord: raw, keyOwner: []byte(r.Owner), keyAddr: nil})
+
+	return op.Operate(c.io, jobPrefix+key, rados.OperationNoFlag)
 }
 
 func (c *Cluster) index(key string) error {
@@ -79,7 +90,7 @@ func (c *Cluster) index(key string) error {
 
 // Load implements worker.Journal.
 func (c *Cluster) Load(ctx context.Context, key string) (worker.Record, error) {
-	e, err := through(ctx, &c.users, func() (entry, error) { return c.load(key) }, nil)
+	e, err := through(ctx, &c.users, func() (entry, error) { return load(c.io, key) }, nil)
 	if err != nil {
 		return worker.Record{}, named("load job "+key, err)
 	}
@@ -99,14 +110,14 @@ func named(op string, err error) error {
 }
 
 // load reads data and omap in one operation, so that they belong together.
-func (c *Cluster) load(key string) (entry, error) {
+func load(io *rados.IOContext, key string) (entry, error) {
 	op := rados.CreateReadOp()
 	defer op.Release()
 	epoch := make([]byte, 8)
 	op.AssertExists()
 	data := op.Read(0, epoch)
 	omap := op.GetOmapValuesByKeys([]string{keyRecord, keyOwner, keyAddr})
-	err := op.Operate(c.io, jobPrefix+key, rados.OperationNoFlag)
+	err := op.Operate(io, jobPrefix+key, rados.OperationNoFlag)
 	if is(err, enoent) {
 		return entry{}, worker.ErrNotFound
 	}
@@ -174,15 +185,101 @@ func (c *Cluster) Keys(ctx context.Context) ([]string, error) {
 // Remove implements worker.Journal. The record goes first: see Create.
 func (c *Cluster) Remove(ctx context.Context, key string) error {
 	return classify("remove job "+key, throughErr(ctx, &c.users, func() error {
-		if err := c.io.Delete(jobPrefix + key); err != nil && !is(err, enoent) {
+		own, err := c.versioned()
+		if err != nil {
 			return err
 		}
-		if err := c.io.RmOmapKeys(indexObject, []string{key}); err != nil && !is(err, enoent) {
+		defer own.Destroy()
+		if err := removeClosed(own, key); err != nil {
 			return err
 		}
 
-		return nil
+		return unlist(own, key)
 	}))
+}
+
+// versioned is the journal in an I/O context of its own: the version of the last object that was read or written is kept
+// by I/O context. The caller destroys it.
+func (c *Cluster) versioned() (*rados.IOContext, error) {
+	own, err := ioctx(c.conn, c.opts.JournalPool)
+	if err != nil {
+		return nil, err
+	}
+	own.SetNamespace(c.opts.Namespace)
+
+	return own, nil
+}
+
+// removeClosed asserts the version that it has read, which goes up also from one object to the next of the same name. The
+// epoch would not do: each record begins with the same.
+func removeClosed(own *rados.IOContext, key string) error {
+	e, err := load(own, key)
+	if errors.Is(err, worker.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !e.record.Closed {
+		return refuse("remove job "+key, worker.ReasonConflict, worker.GiveUp, "the journal has an open job under this key")
+	}
+	version, err := own.GetLastVersion()
+	if err != nil {
+		return err
+	}
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.AssertExists()
+	op.AssertVersion(version)
+	op.Remove()
+	err = op.Operate(own, jobPrefix+key, rados.OperationNoFlag)
+	switch {
+	case is(err, enoent):
+		return nil
+	case is(err, erange, eoverflow):
+		return refuse("remove job "+key, worker.ReasonConflict, worker.Retry, "somebody has just written it")
+	default:
+		return err
+	}
+}
+
+const unlistTries = 10
+
+// unlist takes a key without a record out of the index. The order makes it safe beside Create: the record is not there,
+// and nobody has written into the index from before that look until the key goes. So whoever makes the record writes its
+// key after that.
+func unlist(own *rados.IOContext, key string) error {
+	for range unlistTries {
+		_, err := own.Stat(indexObject)
+		if is(err, enoent) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		version, err := own.GetLastVersion()
+		if err != nil {
+			return err
+		}
+		if _, err := own.Stat(jobPrefix + key); err == nil || !is(err, enoent) {
+			return err // nil: a new record has the key
+		}
+		if err := dropKey(own, key, version); !is(err, erange, eoverflow) {
+			return err
+		}
+	}
+
+	return refuse("remove job "+key, worker.ReasonCephUnavailable, worker.Retry, "others keep writing into the journal's index")
+}
+
+// dropKey fails with ERANGE when the index was written since it had this version.
+func dropKey(own *rados.IOContext, key string, version uint64) error {
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.AssertVersion(version)
+	op.RmOmapKeys([]string{key})
+
+	return op.Operate(own, indexObject, rados.OperationNoFlag)
 }
 
 // update writes into a job's object if its epoch is from, and makes it to. errEpoch when it is another, or the object is

@@ -3,6 +3,7 @@ package workertest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -155,6 +156,9 @@ func (j *Journal) Keys(ctx context.Context) ([]string, error) {
 // Remove implements worker.Journal.
 func (j *Journal) Remove(ctx context.Context, key string) error {
 	return j.do(ctx, "remove", func() error {
+		if at := j.s.jobs[key]; at != nil && !at.decode().Closed {
+			return &worker.Error{Op: "remove job " + key, Reason: worker.ReasonConflict, Err: errors.New("it is open")}
+		}
 		delete(j.s.jobs, key)
 
 		return nil

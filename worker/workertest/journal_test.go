@@ -45,6 +45,9 @@ func TestFaults(t *testing.T) {
 				if op != "create" {
 					create(t, j, rec)
 				}
+				if op == "remove" {
+					closeJob(t, j, rec.Job.Key())
+				}
 				claim := prepare(t, j, rec, op)
 				j.Fail = func(o string) (error, error) {
 					switch {

@@ -51,6 +51,8 @@ func journalCases() []journalCase {
 		{"what is not there", whatIsNotThere},
 		{"keys", keys},
 		{"remove", remove},
+		{"remove leaves an open record", removeLeavesOpen},
+		{"remove and create at the same time", removeAndCreate},
 		{"claim raises the epoch", claimRaisesTheEpoch},
 		{"claim excludes others", claimExcludesOthers},
 		{"claim excludes the volume's other jobs", claimExcludesTheVolume},
@@ -208,6 +210,7 @@ func keys(t *testing.T, r Rig) {
 func remove(t *testing.T, r Rig) {
 	j, rec := r.Journal(t, "a"), record(r)
 	create(t, j, rec)
+	closeJob(t, j, rec.Job.Key())
 	for range 2 {
 		if err := j.Remove(t.Context(), rec.Job.Key()); err != nil {
 			t.Fatalf("remove: %v", err)
@@ -216,6 +219,68 @@ func remove(t *testing.T, r Rig) {
 	_, err := j.Load(t.Context(), rec.Job.Key())
 	wantErr(t, "load after remove", err, worker.ErrNotFound)
 	create(t, j, rec)
+}
+
+// closeJob does what the runner does in the end.
+func closeJob(t *testing.T, j worker.Journal, key string) {
+	t.Helper()
+	c, err := j.Claim(t.Context(), key)
+	if err != nil {
+		t.Fatalf("claim: %v", err)
+	}
+	rec := c.Record()
+	rec.Closed = true
+	if err := c.Save(t.Context(), rec); err != nil {
+		t.Fatalf("save: %v", err)
+	}
+	release(t, c)
+}
+
+func removeLeavesOpen(t *testing.T, r Rig) {
+	j, rec := r.Journal(t, "a"), record(r)
+	create(t, j, rec)
+	if err := j.Remove(t.Context(), rec.Job.Key()); worker.ReasonOf(err) != worker.ReasonConflict {
+		t.Errorf("remove an open record: %v, want a conflict", err)
+	}
+	same(t, load(t, j, rec.Job.Key()), kept(rec))
+	wantListed(t, j, rec.Job.Key())
+}
+
+func wantListed(t *testing.T, j worker.Journal, key string) {
+	t.Helper()
+	all, err := j.Keys(t.Context())
+	if err != nil {
+		t.Fatalf("keys: %v", err)
+	}
+	if !slices.Contains(all, key) {
+		t.Errorf("keys lack %s", key)
+	}
+}
+
+// removeAndCreate: two workers find the same old record, while the same request comes once more.
+func removeAndCreate(t *testing.T, r Rig) {
+	a, b := r.Journal(t, "a"), r.Journal(t, "b")
+	for range 5 {
+		rec := record(r)
+		create(t, a, rec)
+		closeJob(t, a, rec.Job.Key())
+		var wg sync.WaitGroup
+		for _, j := range []worker.Journal{a, b} {
+			wg.Go(func() { _ = j.Remove(t.Context(), rec.Job.Key()) }) // refused when it comes too late
+		}
+		wg.Go(func() {
+			err := worker.ErrExists
+			for errors.Is(err, worker.ErrExists) && t.Context().Err() == nil {
+				err = a.Create(t.Context(), rec)
+			}
+			if err != nil {
+				t.Errorf("create: %v", err)
+			}
+		})
+		wg.Wait()
+		same(t, load(t, a, rec.Job.Key()), kept(rec))
+		wantListed(t, b, rec.Job.Key())
+	}
 }
 
 func claimRaisesTheEpoch(t *testing.T, r Rig) {
