@@ -57,6 +57,9 @@ func (c *Cluster) claim(ctx context.Context, key string) (*Claim, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.free(key, e.record.Job.VolumeID); err != nil {
+		return nil, err
+	}
 	cl := &Claim{c: c, key: key, cookie: c.opts.Owner + "/" + rand.Text(), closed: true}
 	err = cl.take(ctx, e.record.Job.VolumeID)
 	if err != nil {
@@ -66,6 +69,23 @@ func (c *Cluster) claim(ctx context.Context, key string) (*Claim, error) {
 	}
 
 	return cl, nil
+}
+
+// free answers ErrHeld when either lease is somebody's. Only looking: a lock that is refused is an entry in the log of the
+// placement group on every replica (ceph 16.2.15 osd/PrimaryLogPG.cc record_write_error), and most claims of a scan are
+// for jobs that live. Expired locks are not listed.
+func (c *Cluster) free(key, volumeID string) error {
+	for _, object := range []string{jobPrefix + key, volumePrefix + volumeID} {
+		info, err := c.io.ListLockers(object, lockName)
+		if err != nil && !is(err, enoent) {
+			return fmt.Errorf("look at the lease %s: %w", object, err)
+		}
+		if err == nil && info.NumLockers > 0 {
+			return fmt.Errorf("%s: %w", object, worker.ErrHeld)
+		}
+	}
+
+	return nil
 }
 
 func (cl *Claim) take(ctx context.Context, volumeID string) error {
@@ -153,9 +173,8 @@ func (cl *Claim) Save(ctx context.Context, r worker.Record) error {
 
 // Renew implements worker.Claim. It goes over the control connection, where no data can be in its way.
 func (cl *Claim) Renew(ctx context.Context) error {
-	objects := cl.leases()
 	err := throughErr(ctx, &cl.c.users, func() error {
-		for _, object := range objects {
+		for _, object := range cl.leases() { // waits for a Release, so not before ctx is looked at
 			if err := cl.renew(object); err != nil {
 				return err
 			}
