@@ -140,16 +140,18 @@ daemons_of() { # daemons_of SERVICE|DAEMON: its daemons in starting order
 
 all_daemons() { local s; for s in "${SERVICES[@]}"; do daemons_of "$s"; done | tr ' ' '\n'; }
 
-# tick PID: when the kernel started it, in clock ticks since boot. Pid and tick together never name another process.
-tick() { sed 's/^.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
+# state_of PID: its state (Z: ended, but not yet waited for) and when the kernel started it, in clock ticks since boot.
+# Pid and tick together never name another process. Both by one read: between two of them it may be gone.
+state_of() { sed 's/^.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f1,20; }
+
+tick() { state_of "$1" | cut -d' ' -f2; }
 
 pid_of() { # pid_of DAEMON: its pid, or status 1 when it does not run
-  local pid started
+  local pid started state
   read -r pid started 2>/dev/null < "$LAB_DIR/pids/$1" || return 1
-  [ -n "$started" ] && [ "$(tick "$pid")" = "$started" ] && [ "$(state_of "$pid")" != Z ] && echo "$pid"
+  state=$(state_of "$pid") || return 1
+  [ -n "$started" ] && [ "${state#* }" = "$started" ] && [ "${state% *}" != Z ] && echo "$pid"
 }
-
-state_of() { sed 's/^.*) //' "/proc/$1/stat" 2>/dev/null | cut -c1; }
 
 alive() { pid_of "$1" > /dev/null; }
 
@@ -190,7 +192,7 @@ reap_group() {
 # slay DAEMON: KILL it with its children, as a power cut would. (The children of glance-api go on serving otherwise.)
 slay() {
   local pid
-  pid=$(pid_of "$1") && kill -KILL "$pid" 2>/dev/null
+  if pid=$(pid_of "$1"); then kill -KILL "$pid" 2>/dev/null || true; fi # it may just have ended
   reap_group "$1"
 }
 
@@ -200,7 +202,7 @@ halt() {
   if pid=$(pid_of "$1"); then
     kill -TERM "$pid" 2>/dev/null || true
     for ((tries = 0; tries < 200; tries++)); do alive "$1" || break; sleep 0.1; done
-    alive "$1" && kill -KILL "$pid" 2>/dev/null
+    if alive "$1"; then kill -KILL "$pid" 2>/dev/null || true; fi # it may just have ended
   fi
   reap_group "$1"
 }
