@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
@@ -149,11 +148,7 @@ func (c *copying) fill(ctx context.Context) (there, left []uint64, err error) {
 		return nil, nil, err
 	}
 	defer work.to.Destroy()
-	err = work.run(ctx, c.all)
-	if errors.Is(err, errUnsupported) {
-		c.im.c.opts.Logger.Warn("objects can't be copied inside the cluster and go through this worker", "image", c.m.Dst.String(), "error", err)
-		work.left, err = lacks(work.there, c.all), nil
-	}
+	err = c.im.fill(ctx, c.m.Dst, work, c.all)
 	c.amount = work.done
 
 	return work.there, work.left, err

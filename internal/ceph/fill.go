@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
 
+	"github.com/cinderlift/cinderlift/strategies"
 	"github.com/cinderlift/cinderlift/worker"
 )
 
@@ -21,6 +23,7 @@ var errUnsupported = errors.New("this cluster can't copy objects by itself")
 // filling copies objects into an image inside the cluster. It can be stopped anywhere and begun again: an object that is
 // there is complete.
 type filling struct {
+	copy       func(to *rados.IOContext, dst string, from *rados.IOContext, src string) error
 	to         *rados.IOContext // data pool of the image; its write snapshot context is empty
 	prefix     string
 	objectSize uint64
@@ -32,6 +35,38 @@ type filling struct {
 	done  worker.Amount
 	there []uint64 // copied now or before
 	left  []uint64 // that only librbd can make
+}
+
+// fill runs f. Where the OSDs refuse such copies, everything that is not there is left.
+func (im *Images) fill(ctx context.Context, at strategies.Ref, f *filling, numbers []uint64) error {
+	err := f.run(ctx, numbers)
+	why, level := f.from.cut, slog.LevelInfo
+	switch {
+	case errors.Is(err, errUnsupported):
+		f.left = lacks(f.there, numbers)
+		why, level = err.Error(), slog.LevelWarn
+	case err != nil:
+		return err
+	case why == "":
+		why = "a parent shows only a part of the object"
+	}
+	if len(f.left) > 0 {
+		im.tell(ctx, level, at, why, len(f.left), len(numbers))
+	}
+
+	return nil
+}
+
+// tell says once for each image why its data goes through this process: operators see the traffic.
+func (im *Images) tell(ctx context.Context, level slog.Level, at strategies.Ref, why string, left, of int) {
+	im.mu.Lock()
+	told := im.told[at]
+	im.told[at] = true
+	im.mu.Unlock()
+	if !told {
+		im.c.opts.Logger.Log(ctx, level, "the cluster can't copy objects by itself, they go through this worker",
+			"image", at.String(), "objects", left, "of", of, "reason", why)
+	}
 }
 
 // object is the name of an object of an image of format 2 (librbd/Utils.cc data_object_name).
@@ -112,7 +147,7 @@ func (f *filling) one(n uint64) error {
 
 			return nil
 		}
-		err := copyObject(f.to, object(f.prefix, n), l.io, object(l.prefix, n))
+		err := f.copy(f.to, object(f.prefix, n), l.io, object(l.prefix, n))
 		switch {
 		case is(err, enoent):
 			continue

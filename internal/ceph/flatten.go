@@ -2,7 +2,6 @@ package ceph
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -99,11 +98,7 @@ func (f *flattening) fill(ctx context.Context) (there []uint64, err error) {
 		return nil, err
 	}
 	defer work.to.Destroy()
-	err = work.run(ctx, all)
-	if errors.Is(err, errUnsupported) {
-		f.im.c.opts.Logger.Warn("objects can't be copied inside the cluster and go through this worker", "image", f.m.Dst.String(), "error", err)
-		work.left, err = lacks(work.there, all), nil
-	}
+	err = f.im.fill(ctx, f.m.Dst, work, all)
 	f.amount, f.left = work.done, work.left
 
 	return work.there, err
@@ -168,7 +163,7 @@ func (im *Images) filling(at strategies.Ref, dst target, from *chain, p worker.P
 	}
 
 	return &filling{
-		to: to, prefix: dst.prefix, objectSize: dst.objectSize, size: dst.size, from: from, progress: p,
+		copy: im.copy, to: to, prefix: dst.prefix, objectSize: dst.objectSize, size: dst.size, from: from, progress: p,
 	}, nil
 }
 

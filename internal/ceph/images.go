@@ -26,8 +26,11 @@ type Images struct {
 
 	users gate // of the connection
 
+	copy func(to *rados.IOContext, dst string, from *rados.IOContext, src string) error // copyObject, but in tests
+
 	mu   sync.Mutex
 	busy map[strategies.Ref]chan struct{} // closed when the call on that image has ended
+	told map[strategies.Ref]bool          // the log says already that data of it goes through this process
 }
 
 var (
@@ -56,7 +59,10 @@ func (c *Cluster) connectImages() (*Images, error) {
 
 		return nil, fmt.Errorf("ask for the own address: %w", err)
 	}
-	im := &Images{c: c, conn: conn, addr: addr, busy: map[strategies.Ref]chan struct{}{}}
+	im := &Images{
+		c: c, conn: conn, addr: addr, copy: copyObject,
+		busy: map[strategies.Ref]chan struct{}{}, told: map[strategies.Ref]bool{},
+	}
 	im.ctx, im.stop = context.WithCancelCause(context.Background())
 
 	return im, nil
