@@ -115,6 +115,7 @@ func TestKinds(t *testing.T) {
 		{"with data in the last block only", lastBlock},
 	} {
 		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel() // mostly waiting
 			w := open(t)
 			volume := kind.make(w)
 			at := w.rbd(volume)

@@ -72,7 +72,7 @@ func TestEncrypted(t *testing.T) {
 	w := open(t)
 	w.hook("volume_manager")
 	w.worker(nil)
-	id, name := w.volumeType(nil)
+	id, name := w.volumeType(map[string]string{})
 	admin, err := w.As(w.ctx, "admin")
 	w.must(err)
 	defer admin.Close()
