@@ -159,10 +159,11 @@ func (im *Images) Seal(ctx context.Context, m strategies.Make) error {
 			return nil
 		}
 
+		if err := im.snapshot(op, m.Dst, strategies.GlanceSnapshot); err != nil {
+			return fmt.Errorf("make the snapshot: %w", err)
+		}
+
 		return im.image(m.Dst, func(image *rbd.Image) error {
-			if err := snapshot(image, strategies.GlanceSnapshot); err != nil {
-				return fmt.Errorf("make the snapshot: %w", err)
-			}
 			if err := protect(image, strategies.GlanceSnapshot); err != nil {
 				return fmt.Errorf("protect the snapshot: %w", err)
 			}

@@ -58,12 +58,43 @@ func missingSnapshot(op string, err error) error {
 	return err
 }
 
-// Snapshot implements strategies.Source. Creating a snapshot is atomic: it is there or not (reliability E4).
+// Snapshot implements strategies.Source.
 func (im *Images) Snapshot(ctx context.Context, src strategies.Ref, snap string) error {
 	op := fmt.Sprintf("snapshot %s@%s", src, snap)
 
 	return im.do(ctx, op, src, func(context.Context) error {
-		return missing(op, im.image(src, func(image *rbd.Image) error { return snapshot(image, snap) }))
+		return missing(op, im.snapshot(op, src, snap))
+	})
+}
+
+// snapshot makes a snapshot, or makes sure that the one that is there is whole. librbd writes it into the header first
+// and makes its object map afterwards: one of a client that was killed in between has its name and can be protected, but
+// whoever opens it gets ENOENT. It is made anew: nobody can have used it.
+func (im *Images) snapshot(op string, at strategies.Ref, snap string) error {
+	made := false
+	err := im.image(at, func(image *rbd.Image) error {
+		_, err := image.CreateSnapshot(snap)
+		made = err == nil
+		if is(err, eexist) {
+			return nil
+		}
+
+		return err
+	})
+	if err != nil || made {
+		return err
+	}
+	err = im.reading(at, snap, func(*rbd.Image) error { return nil })
+	if !is(err, enoent) {
+		return err
+	}
+
+	return im.image(at, func(image *rbd.Image) error {
+		if err := release(op, image, snap); err != nil {
+			return fmt.Errorf("remove a half-made snapshot: %w", err)
+		}
+
+		return snapshot(image, snap)
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -29,9 +30,11 @@ func TestOtherVolumes(t *testing.T) {
 		"data pool":          {dataPool: env["LAB_POOL_IMAGES2"]},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := labRig(t)
 			with.im = r.Backdoor.(*backdoor).im
-			r.Backdoor, r.Kinds = &with, strategiestest.Kinds()[:6]
+			// With and without parent, hidden parts, an odd end: what depends on how the bytes lie in objects.
+			r.Backdoor, r.Kinds = &with, strategiestest.Kinds()[3:6]
 			strategiestest.RunKinds(t, r)
 		})
 	}
@@ -349,4 +352,47 @@ func TestPoolFull(t *testing.T) {
 	}
 	must(t, err)
 	must(t, im.Discard(t.Context(), m))
+}
+
+// TestHalfMadeSnapshot: librbd adds a snapshot to the header first and makes its object map afterwards. A worker that is
+// killed in between leaves a snapshot that has its name and can be protected, but not opened.
+func TestHalfMadeSnapshot(t *testing.T) {
+	t.Parallel()
+	r, im := labRig(t), labImages(t)
+	m := made(t, r, 3)
+	want := r.Backdoor.Read(t, m.Src, "")
+	halve(t, im, m.Src, m.Snapshot)
+	if err := im.Clone(t.Context(), m); err == nil {
+		t.Fatal("a clone of a half-made snapshot succeeded, so this test shows nothing")
+	}
+	must(t, im.Snapshot(t.Context(), m.Src, m.Snapshot))
+	must(t, im.CopyObjects(t.Context(), m, nil))
+	must(t, im.image(m.Dst, func(image *rbd.Image) error { return snapshot(image, strategies.GlanceSnapshot) }))
+	halve(t, im, m.Dst, strategies.GlanceSnapshot)
+	must(t, im.Seal(t.Context(), m))
+	if !bytes.Equal(r.Backdoor.Read(t, m.Dst, strategies.GlanceSnapshot), want) {
+		t.Error("the image has other bytes than the volume")
+	}
+	halve(t, im, m.Dst, strategies.GlanceSnapshot)
+	must(t, im.Discard(t.Context(), m))
+	halve(t, im, m.Src, m.Snapshot)
+	must(t, im.Release(t.Context(), m.Src, m.Snapshot))
+	if v := r.Backdoor.View(t, m.Src); len(v.Snapshots) != 0 {
+		t.Errorf("snapshots left: %v", v.Snapshots)
+	}
+}
+
+// halve removes what librbd makes last of a snapshot.
+func halve(t *testing.T, im *Images, at strategies.Ref, snap string) {
+	t.Helper()
+	var name string
+	must(t, im.reading(at, rbd.NoSnapshot, func(image *rbd.Image) error {
+		id, err := image.GetId()
+		must(t, err)
+		number, err := image.GetSnapID(snap)
+		name = fmt.Sprintf("rbd_object_map.%s.%016x", id, number)
+
+		return err
+	}))
+	must(t, im.pool(at.Pool, func(io *rados.IOContext) error { return io.Delete(name) }))
 }
