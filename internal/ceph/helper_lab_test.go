@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -66,6 +67,16 @@ func (o order) steps() []step {
 	}
 
 	return list
+}
+
+// widen lets more tests run at a time than there are processors, unless -parallel is given: they wait for OSDs and leases.
+func widen() {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		_ = flag.Set("test.parallel", "12")
+	}
 }
 
 func helperNamed(name string) func() error {

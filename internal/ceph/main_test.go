@@ -18,5 +18,6 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	widen()
 	goleak.VerifyTestMain(m)
 }
