@@ -85,7 +85,7 @@ func TestFillingBytes(t *testing.T) {
 }
 
 func TestMarks(t *testing.T) {
-	meta := map[string]string{markJob: "job1 id1", markSealed: "job1 id0", markCopied: "job1", "conf_x": "1"}
+	meta := map[string]string{markJob: "job1 id1 volume@7", markSealed: "job1 id0", markCopied: "job1", "conf_x": "1"}
 	for key, want := range map[string]bool{markJob: true, markSealed: false, markCopied: false, markDiscarded: false} {
 		if _, got := readMark(meta, key, "id1"); got != want {
 			t.Errorf("mark %s is valid: %v, want %v", key, got, want)
@@ -104,6 +104,7 @@ func TestFinished(t *testing.T) {
 		{"flattened", view{standing: ours, sealed: true}, true},
 		{"half a copy", view{standing: ours}, false},
 		{"half removed", view{standing: ours, copied: true, sealed: true, discarded: true}, false},
+		{"of another snapshot", view{standing: ours, copied: true, sealed: true, outdated: true}, false},
 		{"somebody's", view{standing: foreign, parent: true}, false},
 		{"killed clone", view{standing: remainder, parent: true}, false},
 		{"nothing", view{}, false},
