@@ -43,7 +43,7 @@ func run(ctx context.Context, out io.Writer, args []string) error {
 	}
 	defer c.Close()
 	d := &demo{Cloud: c, out: out, start: time.Now(), report: map[string]any{"generation": l.Generation()}}
-	for _, scene := range []func(context.Context) error{d.prepare, d.stock, d.lift, d.prove, d.boot} {
+	for _, scene := range []func(context.Context) error{d.tidy, d.prepare, d.stock, d.lift, d.prove, d.boot} {
 		if err := scene(ctx); err != nil {
 			return err
 		}

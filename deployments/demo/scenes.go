@@ -36,6 +36,34 @@ type demo struct {
 // times count from the request.
 type times struct{ active, released time.Duration }
 
+// tidy removes what demos before this one have left: the lab's disks are small.
+func (d *demo) tidy(ctx context.Context) error {
+	volumes, err := d.Volumes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if strings.HasPrefix(v.Name, "demo") && v.Status == "available" {
+			if err := d.DeleteVolume(ctx, v.ID); err != nil {
+				return err
+			}
+		}
+	}
+	images, err := d.Images(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range images {
+		if strings.HasPrefix(i.Name, "demo-") {
+			if err := d.DeleteImage(ctx, i.ID); err != nil {
+				return err
+			}
+		}
+	}
+
+	return nil
+}
+
 // prepare makes a volume with data that can be recognised.
 func (d *demo) prepare(ctx context.Context) error {
 	d.title("A volume")
@@ -78,13 +106,10 @@ func (d *demo) lift(ctx context.Context) (err error) {
 		return err
 	}
 	d.say("cinder.conf: volume_manager = cinderlift_cinder.manager.VolumeManager")
-	log, err := os.Create(filepath.Join("build", "demo-worker.log"))
-	if err != nil {
-		return err
-	}
 	// Another demo or worker of this host may have the usual port.
 	listen := map[string]string{"CINDERLIFT_LISTEN": cmp.Or(os.Getenv("CINDERLIFT_LISTEN"), "127.0.0.1:9753")}
-	if d.worker, err = d.StartWorker(ctx, listen, io.MultiWriter(log, steps{d})); err != nil {
+	log := filepath.Join("build", "demo-worker.log")
+	if d.worker, err = d.StartWorker(ctx, listen, log, steps{d}); err != nil {
 		return err
 	}
 	d.say("a worker is ready: pid %d, log in build/demo-worker.log", d.worker.Pid)

@@ -67,7 +67,7 @@ func BenchmarkUpload(b *testing.B) {
 	} {
 		b.Run(way.name, func(b *testing.B) {
 			must(b, l.Control(ctx, "caps", way.caps))
-			w, err := l.StartWorker(ctx, way.set, nil)
+			w, err := l.StartWorker(ctx, way.set, "", nil)
 			must(b, err)
 			defer func() { _ = w.Stop() }()
 			var active, released time.Duration

@@ -95,6 +95,22 @@ func (c *Cloud) WaitVolume(ctx context.Context, id, status string) error {
 	})
 }
 
+// Volumes lists the user's volumes.
+func (c *Cloud) Volumes(ctx context.Context) ([]Volume, error) {
+	var l struct{ Volumes []Volume }
+	err := c.Do(ctx, keystone.Volume, "GET", "/volumes/detail", nil, &l)
+
+	return l.Volumes, err
+}
+
+// Images lists the user's images.
+func (c *Cloud) Images(ctx context.Context) ([]Image, error) {
+	var l struct{ Images []Image }
+	err := c.Do(ctx, keystone.Image, "GET", "/v2/images", nil, &l)
+
+	return l.Images, err
+}
+
 // Act runs a volume action.
 func (c *Cloud) Act(ctx context.Context, id string, action map[string]any) error {
 	return c.Do(ctx, keystone.Volume, "POST", "/volumes/"+id+"/action", action, nil)
@@ -149,6 +165,7 @@ func (c *Cloud) Upload(ctx context.Context, volume string, spec UploadSpec) (str
 // Image is what Glance shows.
 type Image struct {
 	ID, Status      string
+	Name            string
 	Owner           string
 	DiskFormat      string `json:"disk_format"`
 	ContainerFormat string `json:"container_format"`

@@ -62,7 +62,7 @@ func (w *world) hook(args ...string) {
 // worker starts one that ends with the test.
 func (w *world) worker(more map[string]string) *lab.Worker {
 	w.t.Helper()
-	p, err := w.StartWorker(w.ctx, more, nil)
+	p, err := w.StartWorker(w.ctx, more, "", nil)
 	w.must(err)
 	w.t.Cleanup(func() {
 		_ = p.Stop() // it may have been killed

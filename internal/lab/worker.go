@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -23,7 +24,10 @@ type Worker struct {
 	Pid    int
 
 	cmd  *exec.Cmd
-	done chan struct{}
+	log  *os.File      // the process writes there itself, so that it outlives us
+	done chan struct{} // closed when the process has ended and its log is read
+
+	err error // how it ended; read after done
 
 	mu   sync.Mutex
 	logs []LogLine
@@ -56,8 +60,9 @@ func (l *Lab) Binary() string {
 	return filepath.Join(filepath.Dir(l.Env["LAB_COMMAND"]), "..", "..", "build", "cinderlift")
 }
 
-// StartWorker starts `cinderlift serve` with Settings and more, and waits until it is ready. tee gets the log; nil: nobody.
-func (l *Lab) StartWorker(ctx context.Context, more map[string]string, tee io.Writer) (*Worker, error) {
+// StartWorker starts `cinderlift serve` with Settings and more, and waits until it is ready. Its log goes into file, or
+// with "" into a temporary one; tee gets a copy while we live; nil: nobody.
+func (l *Lab) StartWorker(ctx context.Context, more map[string]string, file string, tee io.Writer) (*Worker, error) {
 	w := &Worker{done: make(chan struct{})}
 	w.cmd = exec.Command(l.Binary(), "serve") //nolint:noctx // ended by Stop and Kill, which tests tell apart
 	set := l.Settings()
@@ -69,36 +74,76 @@ func (l *Lab) StartWorker(ctx context.Context, more map[string]string, tee io.Wr
 	for k, v := range set {
 		w.cmd.Env = append(w.cmd.Env, k+"="+v)
 	}
-	stderr, err := w.cmd.StderrPipe()
-	if err != nil {
+	if err := w.openLog(file); err != nil {
 		return nil, err
 	}
+	w.cmd.Stderr = w.log
 	if err := w.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the worker; `make build` makes it: %w", err)
 	}
 	w.Pid = w.cmd.Process.Pid
-	go w.read(stderr, tee)
+	ended := make(chan error, 1)
+	go func() { ended <- w.cmd.Wait() }()
+	go w.follow(ended, tee)
 
 	return w, w.awaitReady(ctx)
 }
 
-// read keeps the log until the process ends.
-func (w *Worker) read(r io.Reader, tee io.Writer) {
-	defer close(w.done)
-	s := bufio.NewScanner(r)
-	s.Buffer(nil, 1<<20)
-	for s.Scan() {
-		if tee != nil {
-			fmt.Fprintln(tee, s.Text())
+func (w *Worker) openLog(file string) (err error) {
+	if file == "" {
+		if w.log, err = os.CreateTemp("", "cinderlift-worker-*.log"); err == nil {
+			err = os.Remove(w.log.Name()) // it lives as long as somebody has it open
 		}
-		var line LogLine
-		if json.Unmarshal(s.Bytes(), &line) != nil {
-			line = LogLine{"msg": s.Text()}
-		}
-		w.mu.Lock()
-		w.logs = append(w.logs, line)
-		w.mu.Unlock()
+
+		return err
 	}
+	w.log, err = os.Create(file)
+
+	return err
+}
+
+// follow reads the log as it grows, until the process has ended.
+func (w *Worker) follow(ended <-chan error, tee io.Writer) {
+	defer close(w.done)
+	defer w.log.Close()
+	var at int64
+	for last := false; ; {
+		at = w.read(at, tee)
+		if last {
+			return
+		}
+		select {
+		case w.err = <-ended:
+			last = true // once more, for what came meanwhile
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// read takes the whole lines behind an offset and answers the next one.
+func (w *Worker) read(at int64, tee io.Writer) int64 {
+	r := bufio.NewReaderSize(io.NewSectionReader(w.log, at, 1<<40), 1<<16)
+	for {
+		line, err := r.ReadBytes('\n')
+		if err != nil {
+			return at // the rest of the line is still to come
+		}
+		at += int64(len(line))
+		w.keep(bytes.TrimSpace(line), tee)
+	}
+}
+
+func (w *Worker) keep(text []byte, tee io.Writer) {
+	if tee != nil {
+		fmt.Fprintf(tee, "%s\n", text)
+	}
+	var line LogLine
+	if json.Unmarshal(text, &line) != nil {
+		line = LogLine{"msg": string(text)}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.logs = append(w.logs, line)
 }
 
 func (w *Worker) awaitReady(ctx context.Context) error {
@@ -163,7 +208,7 @@ func (w *Worker) end(s syscall.Signal) error {
 	}
 	<-w.done
 
-	return w.cmd.Wait()
+	return w.err
 }
 
 // Metrics scrapes the worker: series with labels, as written, to value.
