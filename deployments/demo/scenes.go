@@ -55,7 +55,7 @@ func (d *demo) tidy(ctx context.Context) error {
 	}
 	for _, i := range images {
 		if strings.HasPrefix(i.Name, "demo-") {
-			if err := d.DeleteImage(ctx, i.ID); err != nil {
+			if err := d.RemoveImage(ctx, i.ID); err != nil {
 				return err
 			}
 		}

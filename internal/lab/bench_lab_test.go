@@ -117,8 +117,7 @@ func benchUpload(b *testing.B, c *lab.Cloud, volume string) (active, released ti
 	active = time.Since(begin)
 	must(b, c.WaitVolume(ctx, volume, "available"))
 	released = time.Since(begin)
-	must(b, c.DeleteImage(ctx, id))
-	must(b, c.WaitImage(ctx, id, ""))
+	must(b, c.RemoveImage(ctx, id))
 
 	return active, released
 }

@@ -218,3 +218,23 @@ func (c *Cloud) WaitImage(ctx context.Context, id, status string) error {
 func (c *Cloud) DeleteImage(ctx context.Context, id string) error {
 	return c.Do(ctx, keystone.Image, "DELETE", "/v2/images/"+id, nil, nil)
 }
+
+// RemoveImage deletes it once Glance leaves it alone, and waits until it is gone. While Glance hashes an active image in
+// the background it answers 409, or 500 when both meet half-way. An image that is gone is no error.
+func (c *Cloud) RemoveImage(ctx context.Context, id string) error {
+	gone := false
+	err := Wait(ctx, "Glance to leave image "+id+" alone", func() (bool, error) {
+		i, err := c.Image(ctx, id)
+		gone = i.Status == ""
+
+		return i.Task == "", err
+	})
+	if err != nil || gone {
+		return err
+	}
+	if err := c.DeleteImage(ctx, id); err != nil {
+		return err
+	}
+
+	return c.WaitImage(ctx, id, "")
+}

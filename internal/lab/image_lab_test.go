@@ -19,7 +19,7 @@ func TestHooks(t *testing.T) {
 			w := open(t)
 			w.hook(hook)
 			p := w.worker(nil)
-			volume := w.volume(lab.VolumeSpec{GiB: 1}, 40)
+			volume := w.volume(lab.VolumeSpec{GiB: 1}, 10)
 			want := w.sum(rbdVolume(volume))
 			image := w.upload(volume, lab.Raw(t.Name()))
 			w.made(volume, image, want)
@@ -70,7 +70,7 @@ func TestStrategies(t *testing.T) {
 			w.must(w.Control(w.ctx, "caps", tt.caps))
 			t.Cleanup(func() { _ = w.Control(t.Context(), "caps", "early") })
 			p := w.worker(tt.more)
-			volume := w.volume(lab.VolumeSpec{GiB: 1}, 40)
+			volume := w.volume(lab.VolumeSpec{GiB: 1}, 10)
 			want := w.sum(rbdVolume(volume))
 			image := w.upload(volume, lab.Raw(t.Name()))
 			w.must(w.WaitImage(w.ctx, image, "active"))
@@ -105,7 +105,7 @@ func TestKinds(t *testing.T) {
 		name string
 		make func(*world) string
 	}{
-		{"plain", func(w *world) string { return w.volume(lab.VolumeSpec{GiB: 1}, 40) }},
+		{"plain", func(w *world) string { return w.volume(lab.VolumeSpec{GiB: 1}, 10) }},
 		{"empty", func(w *world) string { return w.volume(lab.VolumeSpec{GiB: 1}, 0) }},
 		{"thin", func(w *world) string { return w.volume(lab.VolumeSpec{GiB: 3}, 3) }},
 		{"clone of an image", cloneOfImage},
@@ -170,7 +170,7 @@ func (w *world) sql(query string) string {
 }
 
 func cloneOfImage(w *world) string {
-	base := w.volume(lab.VolumeSpec{GiB: 1}, 40)
+	base := w.volume(lab.VolumeSpec{GiB: 1}, 10)
 	image := w.upload(base, lab.Raw(w.t.Name()+" base"))
 	w.must(w.WaitImage(w.ctx, image, "active"))
 	w.must(w.WaitVolume(w.ctx, base, "available"))
@@ -190,7 +190,7 @@ func cloneOfImage(w *world) string {
 
 // migrated is what Cinder leaves after a migration: the volume's RBD image is named after name_id.
 func migrated(w *world) string {
-	volume := w.volume(lab.VolumeSpec{GiB: 1}, 40)
+	volume := w.volume(lab.VolumeSpec{GiB: 1}, 10)
 	other := "0" + volume[1:]
 	if other == volume {
 		other = "1" + volume[1:]
@@ -204,7 +204,7 @@ func migrated(w *world) string {
 
 // oddSize is neither a multiple of the object size nor of a MiB.
 func oddSize(w *world) string {
-	volume := w.volume(lab.VolumeSpec{GiB: 1}, 40)
+	volume := w.volume(lab.VolumeSpec{GiB: 1}, 10)
 	_, err := w.Exec(w.ctx, "rbd", "resize", "--no-progress", "--size", fmt.Sprint(1<<30+12345*512)+"B", rbdVolume(volume))
 	w.must(err)
 	w.must(w.Write(w.ctx, rbdVolume(volume), 1<<30+12345*512-20, "the very last bytes!"))

@@ -99,6 +99,12 @@ func (l *Lab) Write(ctx context.Context, at string, offset int64, text string) e
 // Sum answers "size sha256" of an image or snapshot, read by Ceph's own Python binding.
 func (l *Lab) Sum(ctx context.Context, at string) (string, error) { return l.content(ctx, "sum", at) }
 
+// Digest answers "size digest" of an image or snapshot: every byte is read, and two are equal if and only if their
+// contents are. Faster than Sum, because zeros are compared and not hashed.
+func (l *Lab) Digest(ctx context.Context, at string) (string, error) {
+	return l.content(ctx, "digest", at)
+}
+
 // Info is what an RBD image looks like from outside.
 type Info struct {
 	Size         int64

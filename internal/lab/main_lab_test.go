@@ -12,7 +12,6 @@ import (
 
 	"github.com/cinderlift/cinderlift/internal/lab"
 	"github.com/cinderlift/cinderlift/strategies"
-	"github.com/cinderlift/cinderlift/worker"
 )
 
 // world is the lab with a user's view of its cloud.
@@ -115,24 +114,7 @@ func (w *world) upload(volume string, spec lab.UploadSpec) string {
 	w.t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		if i, err := w.Image(ctx, id); err != nil || i.Status == "" {
-			return
-		}
-		// Refused while Glance hashes the image in the background.
-		err := lab.Wait(ctx, "the image to be deleted", func() (bool, error) {
-			switch err := w.DeleteImage(ctx, id); worker.ReasonOf(err) {
-			case worker.ReasonImageState:
-				return false, nil
-			case worker.ReasonImageMissing: // a try before was carried out after all
-				return true, nil
-			default:
-				return true, err
-			}
-		})
-		if err == nil {
-			err = w.WaitImage(ctx, id, "")
-		}
-		if err != nil {
+		if err := w.RemoveImage(ctx, id); err != nil {
 			w.t.Errorf("delete the image afterwards: %v", err)
 		}
 	})
@@ -143,7 +125,7 @@ func (w *world) upload(volume string, spec lab.UploadSpec) string {
 // sum is the checksum of an RBD image, read from outside.
 func (w *world) sum(at string) string {
 	w.t.Helper()
-	s, err := w.Sum(w.ctx, at)
+	s, err := w.Digest(w.ctx, at)
 	w.must(err)
 
 	return s
