@@ -168,9 +168,7 @@ func (c *config) journalPool() string {
 }
 
 func (c *config) strategyOptions() strategies.Options {
-	pools := c.VolumePools
-
-	return strategies.Options{Order: c.Strategies, Register: strategies.RegisterMode(c.Register), VolumePools: pools,
+	return strategies.Options{Order: c.Strategies, Register: strategies.RegisterMode(c.Register), VolumePools: c.VolumePools,
 		ImagePool: c.ImagePool, ImageFSID: c.ImageFsid, StoreID: c.ImageStore}
 }
 
