@@ -45,12 +45,16 @@ for CINDERLIFT_SOFT_STOP, hands over what is left to the other workers, and exit
   OS_PROJECT_NAME=service cinderlift serve`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			inject, err := faults()
+			if err != nil {
+				return err
+			}
 			c, o, err := loadConfig()
 			if err != nil {
 				return err
 			}
 
-			return serve(cmd.Context(), c, o, cmd.ErrOrStderr())
+			return serve(cmd.Context(), c, o, inject, cmd.ErrOrStderr())
 		},
 	}
 }

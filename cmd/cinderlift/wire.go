@@ -212,8 +212,8 @@ func traced(ctx context.Context, j worker.Job) context.Context {
 }
 
 // serve is a worker's life: everything up, work until ctx ends, hand over, everything down. The bus outlives the runner:
-// jobs that end while stopping still have to be told.
-func serve(ctx context.Context, c config, o openstack, stderr io.Writer) error {
+// jobs that end while stopping still have to be told. inject wraps the runner, see faults.
+func serve(ctx context.Context, c config, o openstack, inject func(*worker.Runner) *worker.Runner, stderr io.Writer) error {
 	log := newLogger(c, stderr)
 	p, err := assemble(ctx, c, o, log)
 	if err != nil {
@@ -236,7 +236,7 @@ func serve(ctx context.Context, c config, o openstack, stderr io.Writer) error {
 	w.Go(func() { ready.probe(background, probeEvery, "bus", p.busReady) })
 	w.Go(func() { ready.probe(background, probeEvery, "ceph", p.cephReady) })
 	log.Info("worker started", "version", version(), "slots", c.Slots)
-	err = p.runner().Run(ctx)
+	err = inject(p.runner()).Run(ctx)
 	log.Info("worker stopped")
 
 	return err

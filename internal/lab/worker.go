@@ -63,18 +63,33 @@ func (l *Lab) Binary() string {
 // StartWorker starts `cinderlift serve` with Settings and more, and waits until it is ready. Its log goes into file, or
 // with "" into a temporary one; tee gets a copy while we live; nil: nobody.
 func (l *Lab) StartWorker(ctx context.Context, more map[string]string, file string, tee io.Writer) (*Worker, error) {
+	w, err := l.Launch(Launch{Set: more, File: file, Tee: tee})
+	if err != nil {
+		return nil, err
+	}
+
+	return w, w.AwaitReady(ctx)
+}
+
+// Launch says how to start a worker.
+type Launch struct {
+	Binary string            // default: the one of `make build`
+	Under  []string          // a program with its arguments that runs the worker, such as strace
+	Set    map[string]string // variables besides Settings
+	File   string            // of the log; "": a temporary one
+	Tee    io.Writer         // gets a copy of the log while we live; nil: nobody
+}
+
+// Launch starts a worker and does not wait for it.
+func (l *Lab) Launch(how Launch) (*Worker, error) {
+	if how.Binary == "" {
+		how.Binary = l.Binary()
+	}
 	w := &Worker{done: make(chan struct{})}
-	w.cmd = exec.Command(l.Binary(), "serve") //nolint:noctx // ended by Stop and Kill, which tests tell apart
-	set := l.Settings()
-	set["CINDERLIFT_LISTEN"] = "127.0.0.1:0"
-	for k, v := range more {
-		set[k] = v
-	}
-	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "NO_PROXY=127.0.0.1"}
-	for k, v := range set {
-		w.cmd.Env = append(w.cmd.Env, k+"="+v)
-	}
-	if err := w.openLog(file); err != nil {
+	args := append(append([]string(nil), how.Under...), how.Binary, "serve")
+	w.cmd = exec.Command(args[0], args[1:]...) //nolint:noctx // ended by Stop and Kill, which tests tell apart
+	w.cmd.Env = l.Environment(how.Set)
+	if err := w.openLog(how.File); err != nil {
 		return nil, err
 	}
 	w.cmd.Stderr = w.log
@@ -84,9 +99,24 @@ func (l *Lab) StartWorker(ctx context.Context, more map[string]string, file stri
 	w.Pid = w.cmd.Process.Pid
 	ended := make(chan error, 1)
 	go func() { ended <- w.cmd.Wait() }()
-	go w.follow(ended, tee)
+	go w.follow(ended, how.Tee)
 
-	return w, w.awaitReady(ctx)
+	return w, nil
+}
+
+// Environment is what a cinderlift process gets: Settings and more, and nothing of ours.
+func (l *Lab) Environment(more map[string]string) []string {
+	set := l.Settings()
+	set["CINDERLIFT_LISTEN"] = "127.0.0.1:0"
+	for k, v := range more {
+		set[k] = v
+	}
+	env := []string{"PATH=" + os.Getenv("PATH"), "NO_PROXY=127.0.0.1"}
+	for k, v := range set {
+		env = append(env, k+"="+v)
+	}
+
+	return env
 }
 
 func (w *Worker) openLog(file string) (err error) {
@@ -146,7 +176,8 @@ func (w *Worker) keep(text []byte, tee io.Writer) {
 	w.logs = append(w.logs, line)
 }
 
-func (w *Worker) awaitReady(ctx context.Context) error {
+// AwaitReady waits until it answers that it is ready; it kills one that does not become so within a minute.
+func (w *Worker) AwaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
 	err := Wait(ctx, "the worker to be ready", func() (bool, error) {
@@ -202,8 +233,17 @@ func (w *Worker) Stop() error { return w.end(syscall.SIGTERM) }
 // Kill ends it as a power cut does.
 func (w *Worker) Kill() error { return w.end(syscall.SIGKILL) }
 
+// Signal sends it a signal and does not wait.
+func (w *Worker) Signal(s syscall.Signal) error { return w.cmd.Process.Signal(s) }
+
+// Ended is closed when the process has ended and its log is read.
+func (w *Worker) Ended() <-chan struct{} { return w.done }
+
+// Err is how it ended: nil for exit code 0. Only after Ended.
+func (w *Worker) Err() error { return w.err }
+
 func (w *Worker) end(s syscall.Signal) error {
-	if err := w.cmd.Process.Signal(s); err != nil {
+	if err := w.Signal(s); err != nil {
 		return err
 	}
 	<-w.done
