@@ -458,36 +458,6 @@ func TestEncodeRefuses(t *testing.T) {
 	}
 }
 
-func FuzzDecode(f *testing.F) {
-	for _, name := range frameNames(f) {
-		f.Add(JSONContentType, []byte(readFrame(f, name).Body))
-	}
-	f.Add(JSONContentType, []byte(`{"method":"m","args":{}}`))
-	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
-		r, err := Decode(contentType, body, Limits{})
-		var de *DecodeError
-		if err != nil && !errors.As(err, &de) {
-			t.Fatalf("untyped error %v", err)
-		}
-		if err != nil {
-			return
-		}
-		if r.Method == "" || r.Args == nil || (r.MsgID == "") != (r.ReplyQueue == "") {
-			t.Fatalf("accepted %+v", r)
-		}
-		m, err := EncodeCast(Cast{Method: r.Method, Namespace: r.Namespace, Version: r.Version, Args: r.Args, Context: r.Context})
-		if err != nil {
-			t.Fatalf("encode what was decoded: %v", err)
-		}
-		if _, err := Decode(JSONContentType, m.Body, Limits{Bytes: 16 << 20, Elements: 1 << 20, Depth: 64}); err != nil {
-			t.Fatalf("decode what was encoded: %v", err)
-		}
-		if token := r.Context.AuthToken().Reveal(); len(token) > 20 && bytes.Contains(redactBody(body, false, Limits{}), []byte(token)) {
-			t.Fatalf("the token survives redaction")
-		}
-	})
-}
-
 func BenchmarkDecode(b *testing.B) {
 	body := []byte(readFrame(b, "hookB-call").Body)
 	b.SetBytes(int64(len(body)))

@@ -140,38 +140,6 @@ func TestTransportHidesPasswords(t *testing.T) {
 	}
 }
 
-func FuzzParseTransportURL(f *testing.F) {
-	data, err := os.ReadFile("testdata/transport-url.json")
-	if err != nil {
-		f.Fatal(err)
-	}
-	var all map[string]any
-	if err := json.Unmarshal(data, &all); err != nil {
-		f.Fatal(err)
-	}
-	for s := range all {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		tr, err := ParseTransportURL(s)
-		if err != nil {
-			return
-		}
-		if len(tr.Hosts) == 0 || tr.VHost == "" || tr.LoginMethod == "" {
-			t.Fatalf("accepted %+v", tr)
-		}
-		for _, h := range tr.Hosts {
-			if h.Name == "" || h.Port < 1 || h.Port > 65535 {
-				t.Fatalf("accepted host %+v", h)
-			}
-		}
-		again, err := ParseTransportURL(tr.String())
-		if err != nil || len(again.Hosts) != len(tr.Hosts) || again.VHost != tr.VHost {
-			t.Fatalf("%q prints as %q, which gives %v, %v", s, tr, again, err)
-		}
-	})
-}
-
 // authority makes certificates for the TLS tests.
 type authority struct {
 	cert *x509.Certificate
