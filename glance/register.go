@@ -205,18 +205,17 @@ var errNotKnown = errors.New("not known")
 
 // storeOf finds the store in which the location is.
 func (c *Client) storeOf(ctx context.Context, location string) (string, error) {
-	u, err := url.Parse(location)
-	if err != nil || u.Scheme != "rbd" {
+	fsid, pool, ok := cutLocation(location)
+	if !ok {
 		return "", &worker.Error{Op: "register " + location, Reason: worker.ReasonInternal, Err: errors.New("not a URL of an RBD image")}
 	}
-	pool, _, _ := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
 	stores, err := c.Stores(ctx)
 	if err != nil {
 		return "", err
 	}
 	var found []strategies.Store
 	for _, s := range stores {
-		if s.Type == "rbd" && s.Pool == pool && (s.FSID == u.Host || s.FSID == "") {
+		if s.Type == "rbd" && s.Pool == pool && (s.FSID == fsid || s.FSID == "") {
 			found = append(found, s)
 		}
 	}
@@ -225,4 +224,23 @@ func (c *Client) storeOf(ctx context.Context, location string) (string, error) {
 	}
 
 	return found[0].ID, nil
+}
+
+// cutLocation takes rbd://fsid/pool/image/snapshot apart. Each part is percent-encoded by itself (glance_store 5e56164
+// _drivers/rbd.py:170-235), so it is cut before it is decoded: a pool's name may hold a slash.
+func cutLocation(location string) (fsid, pool string, ok bool) {
+	rest, ok := strings.CutPrefix(location, "rbd://")
+	part := strings.Split(rest, "/")
+	if !ok || len(part) != 4 {
+		return "", "", false
+	}
+	for i, p := range part {
+		name, err := url.PathUnescape(p)
+		if err != nil || name == "" {
+			return "", "", false
+		}
+		part[i] = name
+	}
+
+	return part[0], part[1], true
 }

@@ -322,28 +322,3 @@ func messages(all []sent) []map[string]any {
 
 	return out
 }
-
-// FuzzJob: whatever arrives, a job is refused, or every name in it is of its form and its origin can be read back.
-func FuzzJob(f *testing.F) {
-	for _, file := range goldens(f) {
-		f.Add(must(json.Marshal(golden(f, file))))
-	}
-	f.Fuzz(func(t *testing.T, body []byte) {
-		r, err := oslo.Decode(oslo.JSONContentType, body, oslo.Limits{})
-		d := &delivery{Message: &fakeMessage{request: r, err: err}, exchange: DefaultExchange}
-		j, err := d.Job()
-		if err != nil {
-			if worker.ReasonOf(err) != worker.ReasonBadRequest {
-				t.Fatalf("error without its reason: %v", err)
-			}
-
-			return
-		}
-		if !uuidForm.MatchString(j.ImageID) || !uuidForm.MatchString(j.VolumeID) || !formatForm.MatchString(j.DiskFormat) {
-			t.Fatalf("job with a bad name: %+v", j)
-		}
-		if _, err := originOf(j, DefaultExchange); err != nil {
-			t.Fatal(err)
-		}
-	})
-}
