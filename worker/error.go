@@ -27,6 +27,7 @@ const (
 	ReasonGlanceUnavailable Reason = "glance-unavailable" // Glance or Keystone did not answer, or with 5xx
 	ReasonGlanceRefused     Reason = "glance-refused"     // Glance answered no: policy, quota, configuration
 	ReasonGlanceUnreadable  Reason = "glance-unreadable"  // Glance can't open the RBD image that we offered it
+	ReasonGlanceFull        Reason = "glance-full"        // Glance takes no more data: a quota, or its store is full
 	ReasonCinderUnavailable Reason = "cinder-unavailable" // Cinder did not answer, or with 5xx
 	ReasonCinderRefused     Reason = "cinder-refused"     // Cinder answered no
 	ReasonBusUnavailable    Reason = "bus-unavailable"    // the broker is away or did not confirm
@@ -42,7 +43,7 @@ func Reasons() []Reason {
 	return []Reason{
 		ReasonNone, ReasonBadRequest, ReasonConflict, ReasonVolumeMissing, ReasonVolumeState, ReasonImageMissing,
 		ReasonImageState, ReasonNotOwner, ReasonNotApplicable, ReasonCephUnavailable, ReasonCephRefused, ReasonPoolFull,
-		ReasonGlanceUnavailable, ReasonGlanceRefused, ReasonGlanceUnreadable, ReasonCinderUnavailable,
+		ReasonGlanceUnavailable, ReasonGlanceRefused, ReasonGlanceUnreadable, ReasonGlanceFull, ReasonCinderUnavailable,
 		ReasonCinderRefused, ReasonBusUnavailable, ReasonMismatch, ReasonLeaseLost, ReasonStopping, ReasonAttempts,
 		ReasonInternal,
 	}
@@ -117,6 +118,7 @@ var (
 	ErrExists    = errors.New("the journal has this job already")
 	ErrNotFound  = errors.New("the journal does not have this job")
 	ErrHeld      = errors.New("another worker holds the lease")
+	ErrNewer     = errors.New("the record is of a later version of cinderlift")
 	ErrLeaseLost = errors.New("the lease is lost")
 	ErrStopping  = errors.New("the worker is being stopped")
 )

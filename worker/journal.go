@@ -29,27 +29,77 @@ type Outcome struct {
 	Strategy string `json:"strategy,omitempty"`
 }
 
+// RecordVersion is what this release writes into Record.Version. It goes up when an older release must not touch such a
+// record any more; a field that an older one may ignore and lose does not need that. Before 1 no version was written.
+const RecordVersion = 1
+
 // Record is what the journal keeps of a job. What it says was done, was done; what it does not say may have been done
 // all the same.
 type Record struct {
+	Version   int             `json:"version,omitempty"` // a greater one than RecordVersion is left alone
 	Job       Job             `json:"job"`
 	Strategy  string          `json:"strategy,omitempty"` // chosen; "" before
 	Steps     []string        `json:"steps,omitempty"`    // that ended well, in order
 	Begun     []string        `json:"begun,omitempty"`    // that may have left something; undone newest first
 	Kept      json.RawMessage `json:"kept,omitempty"`     // Plan.Keep of the chosen strategy
 	Committed bool            `json:"committed,omitempty"`
-	Attempts  map[string]int  `json:"attempts,omitempty"` // claims that began the step and did not come back from it
-	Tried     []string        `json:"tried,omitempty"`    // strategies given up
-	LastError string          `json:"last_error,omitempty"`
+	Tried     []string        `json:"tried,omitempty"` // strategies given up
 
-	Outcome *Outcome `json:"outcome,omitempty"` // not nil: decided, tell everyone
-	Settled []string `json:"settled,omitempty"` // settling steps that ended well
-	Closed  bool     `json:"closed,omitempty"`  // everyone was told; kept for duplicates and for operators
+	LastError  string `json:"last_error,omitempty"`  // for which the last of Tried was given up
+	LastReason Reason `json:"last_reason,omitempty"` // of LastError
+
+	Doing  *Activity  `json:"doing,omitempty"`  // found by the next claim: its owner did not come back from it
+	Deaths []Activity `json:"deaths,omitempty"` // that nobody came back from; forgotten once somebody does
+	Aside  *Aside     `json:"aside,omitempty"`  // not nil: no worker takes the job for a while
+
+	Verdict *Outcome  `json:"verdict,omitempty"` // not nil: given up; what was begun is undone, and then this is the outcome
+	Left    []string  `json:"left,omitempty"`    // activities that were passed over; what they were to remove is still there
+	Outcome *Outcome  `json:"outcome,omitempty"` // not nil: decided, tell everyone
+	Settled []string  `json:"settled,omitempty"` // settling steps that ended well
+	PutOff  int       `json:"put_off,omitempty"` // times that settling was put off
+	Again   time.Time `json:"again,omitzero"`    // not before this time
+	Closed  bool      `json:"closed,omitempty"`  // everyone was told; kept for duplicates and for operators
 
 	Owner    string    `json:"owner,omitempty"` // worker that last held the lease
 	Epoch    uint64    `json:"epoch"`           // goes up by one with each claim
 	Accepted time.Time `json:"accepted"`
 	Updated  time.Time `json:"updated"`
+
+	// Stamp changes with everything that is written about the job, also when its lease is renewed: an owner that lives
+	// changes it. Set by Load, never stored.
+	Stamp uint64 `json:"-"`
+}
+
+// Activity is something that a worker does with a job. It is in the journal before it may leave anything behind.
+type Activity struct {
+	Name  string    `json:"name"` // a step, "facts", "undo-<step>" or "settle-<step>"
+	Owner string    `json:"owner"`
+	Since time.Time `json:"since"`
+}
+
+// Aside keeps a job from the workers because it killed several of them: taking it again would only kill more. An operator
+// can find out why and let it be tried again, or end it; at Until it is ended by itself.
+type Aside struct {
+	Activity string    `json:"activity"` // in which they died
+	Since    time.Time `json:"since"`
+	Until    time.Time `json:"until"`
+}
+
+// Waits reports whether no worker may take the job up now.
+func (r *Record) Waits(now time.Time) bool {
+	return r.Version > RecordVersion || now.Before(r.Again) || r.Aside != nil && now.Before(r.Aside.Until)
+}
+
+// Died counts the workers that did not come back from an activity.
+func (r *Record) Died(activity string) int {
+	n := 0
+	for _, d := range r.Deaths {
+		if d.Name == activity {
+			n++
+		}
+	}
+
+	return n
 }
 
 // HasStep reports whether the journal knows the step as done.
@@ -62,7 +112,7 @@ type Journal interface {
 	// under this key already, whoever wrote it. When the answer is lost, a second Create tells: ErrExists.
 	Create(ctx context.Context, r Record) error
 
-	// Load reads a record without a lease. ErrNotFound when there is none.
+	// Load reads a record without a lease. ErrNotFound when there is none. Of a newer one it answers what it can read.
 	Load(ctx context.Context, key string) (Record, error)
 
 	// Keys lists the keys of all records, open and closed, in no order. A record created meanwhile may be missing.
@@ -70,14 +120,20 @@ type Journal interface {
 
 	// Claim takes the lease on a job and on its volume for ttl, makes sure that the owner before can do no more harm
 	// (fences it), raises the epoch and answers the record as it is then. ErrHeld while somebody else has either
-	// lease, which costs a few reads and no write: every worker asks for every open job with each scan. It leaves no
-	// lease behind when it returns an error. Each claim has a connection of its own to the cluster.
+	// lease, which costs a few reads and no write: every worker asks for every open job with each scan. ErrNewer for a
+	// record of a later version. It leaves no lease behind when it returns an error. Each claim has a connection of
+	// its own to the cluster.
 	Claim(ctx context.Context, key string) (Claim, error)
 
 	// Remove deletes a record that is closed, in one atomic operation. An open one stays, with ReasonConflict: two
 	// workers may find the same old record, and when the second comes a new request may have its key. Removing what is
 	// not there is no error.
 	Remove(ctx context.Context, key string) error
+
+	// Watch calls hint soon after any worker has released a claim whose record, as last saved, is open, until ctx ends,
+	// whose error it then returns. It is a hint: one may be lost, come twice or for nothing. It gets over failures by
+	// itself. hint must not block.
+	Watch(ctx context.Context, hint func()) error
 }
 
 // Claim is a record under lease. It is used by one goroutine, except Renew, which may run beside the others.

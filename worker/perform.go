@@ -19,6 +19,15 @@ func contains(list []string, s string) bool { return slices.Contains(list, s) }
 
 // decide makes the image, or finds out why it can't be made and removes what was begun.
 func (j *run) decide(ctx context.Context) (Outcome, error) {
+	switch {
+	case j.rec.Verdict != nil && !j.rec.Committed:
+		return j.carryOut(ctx) // a worker before has given up
+	case j.rec.Committed && contains(j.rec.Left, asking):
+		return j.leftover(Plan{Strategy: j.rec.Strategy}, passedOver(asking)), nil
+	}
+	if err := j.begin(ctx, asking); err != nil {
+		return Outcome{}, err
+	}
 	if j.rec.Committed {
 		// Only forward, with what was kept: what Cinder and Glance say by now can't change that.
 		return j.make(ctx, Task{Job: j.rec.Job})
@@ -39,6 +48,9 @@ func (j *run) facts(ctx context.Context) (Task, error) {
 
 		return err
 	})
+	if ctx.Err() == nil {
+		j.returned(asking)
+	}
 	if err != nil {
 		return task, err
 	}
@@ -66,13 +78,16 @@ func (j *run) mayBegin(t Task) error {
 func (j *run) make(ctx context.Context, task Task) (Outcome, error) {
 	for {
 		plan, err := j.choose(ctx, task)
+		if ctx.Err() == nil {
+			j.returned(asking)
+		}
 		if err != nil {
 			return j.abandon(ctx, err)
 		}
-		err = j.perform(ctx, plan, task)
+		err = j.attentively(ctx, func(ctx context.Context) error { return j.perform(ctx, plan, task) })
 		switch {
 		case err == nil:
-			return Outcome{Result: Done, Reason: ReasonNone, Strategy: plan.Strategy}, nil
+			return j.done(plan), nil
 		case ctx.Err() != nil:
 			return Outcome{}, interrupted(ctx, err)
 		case AdviceOf(err) == StandBy:
@@ -96,6 +111,21 @@ func uncertain(strategy string, err error) (Outcome, error) {
 	}
 
 	return Outcome{Result: Failed, Reason: ReasonOf(err), Strategy: strategy, Message: err.Error()}, nil
+}
+
+// done is the outcome of a job whose steps all ended well, but for those that were passed over.
+func (j *run) done(p Plan) Outcome {
+	for _, s := range p.Steps {
+		if contains(j.rec.Left, s.Name) {
+			return j.leftover(p, passedOver(s.Name))
+		}
+	}
+
+	return Outcome{Result: Done, Reason: ReasonNone, Strategy: p.Strategy}
+}
+
+func passedOver(activity string) error {
+	return &Error{Op: activity, Reason: ReasonAttempts, Err: errors.New("it was passed over because it kills its workers")}
 }
 
 // leftover is the outcome of a job whose image is complete and active while something could not be cleaned away. The
@@ -122,7 +152,7 @@ func (j *run) giveUpOn(ctx context.Context, p Plan, why error) error {
 		return err
 	}
 	j.rec.Tried = append(j.rec.Tried, p.Strategy)
-	j.rec.LastError = why.Error()
+	j.rec.LastError, j.rec.LastReason = why.Error(), ReasonOf(why)
 	j.rec.Strategy, j.rec.Kept, j.rec.Steps = "", nil, nil
 
 	return j.save(ctx)
@@ -145,12 +175,13 @@ func (j *run) choose(ctx context.Context, task Task) (Plan, error) {
 		}
 		no = append(no, err.Error())
 	}
+	reason := ReasonNotApplicable
 	if j.rec.LastError != "" {
 		no = append(no, j.rec.LastError)
+		reason = j.rec.LastReason
 	}
 
-	return Plan{}, &Error{Op: "choose a strategy", Reason: ReasonNotApplicable,
-		Err: errors.New(strings.Join(no, "; "))}
+	return Plan{}, &Error{Op: "choose a strategy", Reason: reason, Err: errors.New(strings.Join(no, "; "))}
 }
 
 // plan asks one strategy and notes its choice; the note is saved before the first step.
@@ -197,7 +228,7 @@ func (j *run) perform(ctx context.Context, plan Plan, task Task) error {
 
 func (j *run) steps(ctx context.Context, plan Plan) error {
 	for _, s := range plan.Steps {
-		if j.rec.HasStep(s.Name) {
+		if j.rec.HasStep(s.Name) || contains(j.rec.Left, s.Name) {
 			continue
 		}
 		if err := j.step(ctx, plan, s); err != nil {
@@ -209,6 +240,9 @@ func (j *run) steps(ctx context.Context, plan Plan) error {
 		}
 		// Commit point: the image is active. A crash before this save leaves the step in Begun; whoever adopts the
 		// job does it again and finds it done, or asks its Undo, which answers ErrCommitted.
+		if j.calm(); ctx.Err() != nil {
+			return interrupted(ctx, nil) // unwanted in this very moment; the commit step's Undo finds out what holds
+		}
 		j.rec.Committed = true
 		if err := j.save(ctx); err != nil {
 			return err
@@ -220,11 +254,13 @@ func (j *run) steps(ctx context.Context, plan Plan) error {
 
 // step does one step: its beginning is in the journal before it may leave anything behind.
 func (j *run) step(ctx context.Context, plan Plan, s Step) error {
-	if j.rec.Attempts[s.Name] >= j.conf.Backoff.Claims {
-		return &Error{Op: "step " + s.Name, Reason: ReasonAttempts,
-			Err: fmt.Errorf("%d workers began it and none came back", j.rec.Attempts[s.Name])}
+	if !contains(j.rec.Begun, s.Name) {
+		j.rec.Begun = append(j.rec.Begun, s.Name)
 	}
-	if err := j.begin(ctx, s); err != nil {
+	if s.Name == plan.Commit {
+		j.committing.Store(true)
+	}
+	if err := j.begin(ctx, s.Name); err != nil {
 		return err
 	}
 	tries := 0
@@ -236,36 +272,14 @@ func (j *run) step(ctx context.Context, plan Plan, s Step) error {
 
 		return err
 	})
-	// We came back, whatever happened: only claims that did not count. Saved with what comes next; a worker that is
-	// being stopped saves it here, or a rolling restart would count as a crash.
-	delete(j.rec.Attempts, s.Name)
-	if ctx.Err() != nil && errors.Is(context.Cause(ctx), ErrStopping) {
-		j.saveLast(ctx)
+	if err == nil || ctx.Err() == nil {
+		j.returned(s.Name)
+	}
+	if err == nil {
+		j.press.well(j.rec.Job.Key())
 	}
 
 	return err
-}
-
-// begin notes that s may have left something from now on.
-func (j *run) begin(ctx context.Context, s Step) error {
-	if j.rec.Attempts == nil {
-		j.rec.Attempts = map[string]int{}
-	}
-	j.rec.Attempts[s.Name]++
-	if !contains(j.rec.Begun, s.Name) {
-		j.rec.Begun = append(j.rec.Begun, s.Name)
-	}
-
-	return j.save(ctx)
-}
-
-// saveLast saves when ctx has ended already. It fails harmlessly.
-func (j *run) saveLast(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-	defer cancel()
-	if err := j.claim.Save(ctx, j.rec); err != nil {
-		j.log.Warn("save the record while stopping", "error", err)
-	}
 }
 
 // insist makes an error one to try again after.
@@ -345,6 +359,19 @@ func (j *run) abandon(ctx context.Context, why error) (Outcome, error) {
 	if j.rec.Committed {
 		return j.leftover(Plan{Strategy: j.rec.Strategy}, why), nil
 	}
+	j.giveUp(why)
+
+	return j.carryOut(ctx)
+}
+
+// giveUp decides that the image is not made. It is in the journal before anything is undone, so that a successor goes on
+// undoing and does not begin anew.
+func (j *run) giveUp(why error) {
+	j.rec.Verdict = &Outcome{Result: j.result(why), Reason: ReasonOf(why), Message: why.Error(), Strategy: j.rec.Strategy}
+}
+
+// carryOut undoes what was begun and answers the verdict, unless the image turns out to be active.
+func (j *run) carryOut(ctx context.Context) (Outcome, error) {
 	strategy := j.rec.Strategy
 	committed, err := j.undoAll(ctx)
 	if err != nil {
@@ -354,7 +381,7 @@ func (j *run) abandon(ctx context.Context, why error) (Outcome, error) {
 		return j.make(ctx, Task{Job: j.rec.Job})
 	}
 
-	return Outcome{Result: j.result(why), Reason: ReasonOf(why), Message: why.Error(), Strategy: strategy}, nil
+	return *j.rec.Verdict, nil
 }
 
 // result sorts the reason. Declining is only for what nobody has tried, and of which nothing is left that could stand
@@ -373,8 +400,12 @@ func (j *run) result(why error) Result {
 // undoAll undoes whatever the chosen strategy has begun. The plan is asked with the job and what was kept alone: the
 // facts may be gone, which may be why we are here.
 func (j *run) undoAll(ctx context.Context) (committed bool, err error) {
-	if len(j.rec.Begun) == 0 || j.rec.Strategy == "" {
+	const planning = undoing + "plan"
+	if len(j.rec.Begun) == 0 || j.rec.Strategy == "" || contains(j.rec.Left, planning) {
 		return false, nil
+	}
+	if err := j.begin(ctx, planning); err != nil {
+		return false, err
 	}
 	plan, err := j.choose(ctx, Task{Job: j.rec.Job})
 	switch {
@@ -384,9 +415,12 @@ func (j *run) undoAll(ctx context.Context) (committed bool, err error) {
 		return false, err
 	case err != nil:
 		j.log.Error("nothing is undone: the strategy has no plan for it", "strategy", j.rec.Strategy, "error", err)
+		j.returned(planning)
+		j.rec.Left = append(j.rec.Left, planning)
 
 		return false, nil
 	}
+	j.returned(planning)
 
 	return j.undo(ctx, plan)
 }
@@ -398,12 +432,8 @@ func (j *run) undo(ctx context.Context, plan Plan) (committed bool, err error) {
 	if committed, err := j.hasCommitted(ctx, plan); committed || err != nil {
 		return committed, err
 	}
-	// From here on no step counts as done: whoever adopts the job in the middle of this begins again at the first one,
-	// and finds the rest of it.
+	// From here on no step counts as done, should the job go forward again.
 	j.rec.Steps = nil
-	if err := j.save(ctx); err != nil {
-		return false, err
-	}
 	patience := j.conf.Backoff.Patience
 	for _, name := range slices.Backward(j.rec.Begun) {
 		left, err := j.undoStep(ctx, patience, plan, name)
@@ -421,16 +451,25 @@ func (j *run) undo(ctx context.Context, plan Plan) (committed bool, err error) {
 
 // hasCommitted asks the commit step's Undo, if the step was begun.
 func (j *run) hasCommitted(ctx context.Context, plan Plan) (bool, error) {
-	undo := plan.step(plan.Commit).Undo
+	undo, activity := plan.step(plan.Commit).Undo, undoing+plan.Commit
 	if !contains(j.rec.Begun, plan.Commit) || undo == nil {
 		return false, nil
 	}
-	err := j.patiently(ctx, j.conf.Backoff.Patience, plan.Strategy, "undo-"+plan.Commit, undo)
+	err := passedOver(activity)
+	if !contains(j.rec.Left, activity) {
+		if err := j.begin(ctx, activity); err != nil {
+			return false, err
+		}
+		err = j.patiently(ctx, j.conf.Backoff.Patience, plan.Strategy, activity, undo)
+		if ctx.Err() == nil {
+			j.returned(activity)
+		}
+	}
 	switch {
 	case err == nil:
 		return false, nil
 	case errors.Is(err, ErrCommitted):
-		j.rec.Committed = true
+		j.rec.Committed, j.rec.Verdict = true, nil
 
 		return true, j.save(ctx)
 	case AdviceOf(err) == StandBy:
@@ -444,16 +483,23 @@ func (j *run) hasCommitted(ctx context.Context, plan Plan) (bool, error) {
 
 // undoStep undoes one step. What can't be undone is left, with a line for the operator: the volume must not wait for it.
 func (j *run) undoStep(ctx context.Context, patience time.Duration, plan Plan, name string) (left bool, err error) {
-	undo := plan.step(name).Undo
-	if undo == nil || name == plan.Commit {
+	undo, activity := plan.step(name).Undo, undoing+name
+	if undo == nil || name == plan.Commit || contains(j.rec.Left, activity) {
 		return false, nil
 	}
-	err = j.patiently(ctx, patience, plan.Strategy, "undo-"+name, undo)
+	if err := j.begin(ctx, activity); err != nil {
+		return false, err
+	}
+	err = j.patiently(ctx, patience, plan.Strategy, activity, undo)
+	if ctx.Err() == nil {
+		j.returned(activity)
+	}
 	if err == nil || AdviceOf(err) == StandBy {
 		return false, err
 	}
-	j.log.Error("a step could not be undone; what it left has to be removed by hand", "strategy", plan.Strategy,
+	j.log.Error("a step could not be undone; what it left is removed by `cinderlift reap`", "strategy", plan.Strategy,
 		"step", name, "reason", ReasonOf(err), "error", err)
+	j.rec.Left = append(j.rec.Left, activity)
 
 	return true, nil
 }

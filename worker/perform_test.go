@@ -61,7 +61,7 @@ func TestStepFails(t *testing.T) {
 		left       []string
 	}{
 		{"give up", "data", fault(ceph, worker.GiveUp), worker.Failed, ceph, nil},
-		{"other way without another", "data", fault(ceph, worker.OtherWay), worker.Failed, worker.ReasonNotApplicable, nil},
+		{"other way without another", "data", fault(ceph, worker.OtherWay), worker.Failed, worker.ReasonCephRefused, nil},
 		{"retry beyond patience", "data", fault(ceph, worker.Retry), worker.Failed, ceph, nil},
 		{"unclassified", "snapshot", errors.New("raw"), worker.Failed, worker.ReasonInternal, nil},
 		{"image deleted", "data", fault(worker.ReasonImageMissing, worker.GiveUp), worker.Cancelled, worker.ReasonImageMissing, nil},

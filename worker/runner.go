@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"math/rand/v2"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -16,8 +14,10 @@ import (
 type Config struct {
 	Slots     int           // jobs at a time; default 4. Adoption has one more in reserve.
 	Lease     LeaseTimes    // must agree with the journal's
-	Scan      time.Duration // between two looks for jobs to adopt, ±25 %; default 10 s
-	SoftStop  time.Duration // how long running jobs may go on after Run's context ended; default 20 s
+	Scan      time.Duration // between two looks for jobs to adopt, ±25 %; default 10 s, at most 3/4 of Lease.Every
+	Look      time.Duration // between two looks at a running job's volume and image; default 15 s
+	SoftStop  time.Duration // how long running jobs may go on after Run's context ended; default 2 s
+	Aside     time.Duration // how long a job that killed Backoff.Claims workers is put aside before it is ended; default 1 h, negative: 0
 	Backoff   Backoff       // of steps, facts and settling
 	Retention time.Duration // how long closed records are kept; default 7 days
 	Journal   time.Duration // how long a delivery is held while the journal is away before it is requeued; default 1 min
@@ -33,10 +33,14 @@ func (c Config) withDefaults() Config {
 		c.Slots = 4
 	}
 	fill(&c.Scan, 10*time.Second)
-	fill(&c.SoftStop, 20*time.Second)
+	fill(&c.Look, 15*time.Second)
+	fill(&c.SoftStop, 2*time.Second)
+	fill(&c.Aside, time.Hour)
 	fill(&c.Retention, 7*24*time.Hour)
 	fill(&c.Journal, time.Minute)
 	c.Lease = c.Lease.WithDefaults()
+	c.Scan = min(c.Scan, c.Lease.Every*3/4) // see suspect
+	c.Aside = max(c.Aside, 0)
 	c.Backoff = c.Backoff.WithDefaults()
 
 	return c
@@ -57,14 +61,24 @@ type Runner struct {
 	// outgoing requests are to bear.
 	Context func(context.Context, Job) context.Context
 
+	// Gate, if set, is what others close as well, such as probes of the broker and of Ceph. The runner takes no delivery
+	// while it is closed.
+	Gate *Gate
+
+	// Hurry, if set, ends the soft stop when it is closed: the second SIGTERM.
+	Hurry <-chan struct{}
+
 	conf    Config
+	press   *pressure
 	jobs    sync.WaitGroup
 	slots   chan struct{} // a token for every job taken from Source or adopted
 	reserve chan struct{} // one more, for adoption alone: new work must not starve old
+	hinted  chan struct{} // a scan is asked for
 
 	mu     sync.Mutex
 	mine   map[string]bool      // keys that this process works on
 	closed map[string]time.Time // keys known to be closed, and until when to keep them: a scan need not read those
+	seen   map[string]sighting  // of open jobs, by key
 }
 
 // Run takes and adopts jobs until ctx ends. Then it takes no more, lets running jobs go on for Config.SoftStop, ends
@@ -73,42 +87,55 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.conf = r.Config.withDefaults()
 	r.slots = make(chan struct{}, r.conf.Slots)
 	r.reserve = make(chan struct{}, 1)
-	r.mine, r.closed = map[string]bool{}, map[string]time.Time{}
+	r.hinted = make(chan struct{}, 1)
+	r.mine, r.closed, r.seen = map[string]bool{}, map[string]time.Time{}, map[string]sighting{}
+	if r.Gate == nil {
+		r.Gate = &Gate{}
+	}
+	r.press = &pressure{gate: r.Gate}
 
 	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
 	var loops sync.WaitGroup
 	loops.Go(func() { r.take(ctx, work) })
 	loops.Go(func() { r.adopt(ctx, work) })
-	// The bound counts from the end of ctx, not from the end of the loops: what they do under work must end as well.
-	var bound *time.Timer
-	loops.Go(func() {
-		<-ctx.Done()
-		bound = time.AfterFunc(r.conf.SoftStop, func() { stop(ErrStopping) })
-	})
+	loops.Go(func() { _ = r.Journal.Watch(ctx, r.hint) }) // ends with ctx, without a word
+	ended := make(chan struct{})
+	var bound sync.WaitGroup
+	bound.Go(func() { r.bound(ctx, ended, stop) })
 	loops.Wait() // all end with ctx; no job is started after this
-	defer bound.Stop()
 	r.jobs.Wait()
+	close(ended)
+	bound.Wait()
 
 	return nil
 }
 
+// bound stops the jobs when the soft stop is over. It counts from the end of ctx, not from the end of the loops: what
+// they do under work must end as well.
+func (r *Runner) bound(ctx context.Context, ended <-chan struct{}, stop context.CancelCauseFunc) {
+	<-ctx.Done()
+	soft := time.NewTimer(r.conf.SoftStop)
+	defer soft.Stop()
+	select {
+	case <-ended:
+	case <-soft.C:
+	case <-r.Hurry:
+	}
+	stop(ErrStopping)
+}
+
 // take turns deliveries into jobs until ctx ends. The slot comes first, so waiting work stays in the broker's queue.
 func (r *Runner) take(ctx, work context.Context) {
-	for {
+	for r.Gate.Wait(ctx) == nil {
 		select {
 		case <-ctx.Done():
 			return
 		case r.slots <- struct{}{}:
 		}
-		d, err := r.Source.Receive(ctx)
+		d, err := r.receive(ctx)
 		if err != nil {
 			<-r.slots
-			if ctx.Err() != nil {
-				return
-			}
-			r.Logger.Error("receive a request", "error", err)
-			_ = sleep(ctx, r.conf.Backoff.First)
 
 			continue
 		}
@@ -123,6 +150,19 @@ func (r *Runner) take(ctx, work context.Context) {
 	}
 }
 
+// receive waits for a delivery for as long as the gate is open. An error needs no other answer than to come again.
+func (r *Runner) receive(ctx context.Context) (Delivery, error) {
+	open, cancel := r.Gate.While(ctx)
+	defer cancel()
+	d, err := r.Source.Receive(open)
+	if err != nil && open.Err() == nil {
+		r.Logger.Error("receive a request", "error", err)
+		_ = sleep(ctx, r.conf.Backoff.First)
+	}
+
+	return d, err
+}
+
 // accept journals the request and then acknowledges it; false when there is nothing to do here. A crash before Create
 // leaves the message with the broker, one after it leaves the job to whoever scans first.
 func (r *Runner) accept(ctx, work context.Context, d Delivery) (Job, bool) {
@@ -133,7 +173,7 @@ func (r *Runner) accept(ctx, work context.Context, d Delivery) (Job, bool) {
 		return Job{}, false
 	}
 	now := time.Now().UTC()
-	err = r.create(ctx, work, Record{Job: job, Accepted: now, Updated: now})
+	err = r.create(ctx, work, Record{Version: RecordVersion, Job: job, Accepted: now, Updated: now})
 	switch {
 	case errors.Is(err, ErrExists):
 		r.duplicate(ctx, work, d, job)
@@ -231,107 +271,6 @@ func (r *Runner) reject(ctx context.Context, d Delivery, why error) {
 	r.Logger.Error("request rejected to the dead-letter queue", "reason", ReasonOf(why), "error", why)
 	if err := d.Reject(ctx, why); err != nil {
 		r.Logger.Warn("dead-letter the request; the broker delivers it again", "error", err)
-	}
-}
-
-// adopt looks through the journal now and then, at once the first time, until ctx ends.
-func (r *Runner) adopt(ctx, work context.Context) {
-	for wait := time.Duration(0); sleep(ctx, wait) == nil; wait = r.conf.Scan*3/4 + rand.N(r.conf.Scan/2+1) {
-		keys, err := r.Journal.Keys(ctx)
-		if err != nil {
-			r.Logger.Warn("look through the journal", "error", err)
-
-			continue
-		}
-		r.forget()
-		rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] }) // workers scan apart
-		wait := slotWait
-		for _, key := range keys {
-			if ctx.Err() != nil {
-				return
-			}
-			if !r.adoptOne(ctx, work, key, wait) {
-				wait = 0 // full: one wait a scan is enough
-			}
-		}
-	}
-}
-
-// slotWait is how long adoption waits for a slot. Most open jobs belong to workers that live, and finding that out takes
-// a slot for some milliseconds: without a wait the scan would pass the others by meanwhile.
-const slotWait = time.Second
-
-// adoptOne starts the job if it is open and not ours already. Whether its lease is free shows in Claim. It reports false
-// when no slot became free within wait.
-func (r *Runner) adoptOne(ctx, work context.Context, key string, wait time.Duration) bool {
-	if r.knows(key) {
-		return true
-	}
-	rec, err := r.Journal.Load(ctx, key)
-	if err != nil {
-		return true // gone, or the journal is away: the next scan tells
-	}
-	if rec.Closed {
-		r.retire(ctx, rec)
-
-		return true
-	}
-	slot, ok := r.freeSlot(ctx, wait)
-	if ok {
-		r.start(work, rec.Job, true, slot)
-	}
-
-	return ok
-}
-
-// retire remembers a closed record and removes it when its time is up.
-func (r *Runner) retire(ctx context.Context, rec Record) {
-	key, keep := rec.Job.Key(), rec.Updated.Add(r.conf.Retention)
-	if !time.Now().After(keep) {
-		r.mu.Lock()
-		r.closed[key] = keep
-		r.mu.Unlock()
-
-		return
-	}
-	if err := r.Journal.Remove(ctx, key); err != nil {
-		r.Logger.Warn("remove an old record from the journal", "image", key, "error", err)
-	}
-}
-
-// forget drops the closed records whose time is up, also those that another worker removed.
-func (r *Runner) forget() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := time.Now()
-	maps.DeleteFunc(r.closed, func(_ string, until time.Time) bool { return now.After(until) })
-}
-
-// knows reports whether a scan can pass the key by.
-func (r *Runner) knows(key string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-
-	return r.mine[key] || time.Now().Before(r.closed[key])
-}
-
-func (r *Runner) freeSlot(ctx context.Context, wait time.Duration) (chan struct{}, bool) {
-	for _, slot := range []chan struct{}{r.slots, r.reserve} {
-		select {
-		case slot <- struct{}{}:
-			return slot, true
-		default:
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	select {
-	case r.slots <- struct{}{}:
-		return r.slots, true
-	case r.reserve <- struct{}{}:
-		return r.reserve, true
-	case <-ctx.Done():
-		return nil, false
 	}
 }
 

@@ -28,11 +28,14 @@ type Store struct {
 	jobs   map[string]*job
 	leases map[string]lease // by "job.<key>" and "vol.<id>"
 	fences int
+	stamp  uint64           // of the last write
+	watch  map[*func()]bool // whom to tell of open jobs that were released
 }
 
 type job struct {
 	record []byte
 	epoch  uint64
+	stamp  uint64
 	holder *claim // last to claim it without a clean release
 }
 
@@ -43,7 +46,13 @@ type lease struct {
 
 // NewStore makes an empty store whose leases last for ttl.
 func NewStore(ttl time.Duration) *Store {
-	return &Store{ttl: ttl, jobs: map[string]*job{}, leases: map[string]lease{}}
+	return &Store{ttl: ttl, jobs: map[string]*job{}, leases: map[string]lease{}, watch: map[*func()]bool{}}
+}
+
+// touch changes the stamp of a job.
+func (s *Store) touch(at *job) {
+	s.stamp++
+	at.stamp = s.stamp
 }
 
 // Fences is how many owners were fenced so far: those that did not release their claim.
@@ -111,7 +120,9 @@ func (j *Journal) Create(ctx context.Context, r worker.Record) error {
 		if j.s.jobs[key] != nil {
 			return fmt.Errorf("create job %s: %w", key, worker.ErrExists)
 		}
-		j.s.jobs[key] = &job{record: encode(r), epoch: r.Epoch}
+		at := &job{record: encode(r), epoch: r.Epoch}
+		j.s.touch(at)
+		j.s.jobs[key] = at
 
 		return nil
 	})
@@ -126,6 +137,7 @@ func (j *Journal) Load(ctx context.Context, key string) (worker.Record, error) {
 			return fmt.Errorf("load job %s: %w", key, worker.ErrNotFound)
 		}
 		r = at.decode()
+		r.Stamp = at.stamp
 
 		return nil
 	})
@@ -165,6 +177,19 @@ func (j *Journal) Remove(ctx context.Context, key string) error {
 	})
 }
 
+// Watch implements worker.Journal. It has no faults: a hint may be lost anyway.
+func (j *Journal) Watch(ctx context.Context, hint func()) error {
+	j.s.mu.Lock()
+	j.s.watch[&hint] = true
+	j.s.mu.Unlock()
+	<-ctx.Done()
+	j.s.mu.Lock()
+	defer j.s.mu.Unlock()
+	delete(j.s.watch, &hint)
+
+	return ctx.Err()
+}
+
 // Claim implements worker.Journal.
 func (j *Journal) Claim(ctx context.Context, key string) (worker.Claim, error) {
 	c := &claim{j: j, key: key}
@@ -186,6 +211,9 @@ func (j *Journal) take(c *claim) error {
 		return fmt.Errorf("claim job %s: %w", c.key, worker.ErrNotFound)
 	}
 	r := at.decode()
+	if r.Version > worker.RecordVersion {
+		return fmt.Errorf("claim job %s: %w", c.key, worker.ErrNewer)
+	}
 	c.leases = []string{"job." + c.key, "vol." + r.Job.VolumeID}
 	for _, name := range c.leases {
 		if j.s.taken(name) {
@@ -198,6 +226,7 @@ func (j *Journal) take(c *claim) error {
 	at.epoch++
 	r.Epoch, r.Owner = at.epoch, j.owner
 	at.record, at.holder = encode(r), c
+	j.s.touch(at)
 	c.record, c.epoch = r, r.Epoch
 	for _, name := range c.leases {
 		j.s.leases[name] = lease{by: c, until: time.Now().Add(j.s.ttl)}
@@ -226,6 +255,7 @@ func (c *claim) Save(ctx context.Context, r worker.Record) error {
 		}
 		r.Epoch, r.Owner = c.epoch, c.j.owner
 		at.record = encode(r)
+		c.j.s.touch(at)
 
 		return nil
 	})
@@ -241,6 +271,9 @@ func (c *claim) Renew(ctx context.Context) error {
 		for _, name := range c.leases {
 			c.j.s.leases[name] = lease{by: c, until: time.Now().Add(c.j.s.ttl)}
 		}
+		if at := c.j.s.jobs[c.key]; at != nil {
+			c.j.s.touch(at)
+		}
 
 		return nil
 	})
@@ -248,23 +281,40 @@ func (c *claim) Renew(ctx context.Context) error {
 
 func (c *claim) Release(ctx context.Context) error {
 	return c.j.do(ctx, "release", func() error {
-		c.drop()
+		if c.drop() {
+			c.tell()
+		}
 
 		return nil
 	})
 }
 
-// drop gives back what is still the claim's own.
-func (c *claim) drop() {
+// tell hints that the job may be taken, unless it is closed.
+func (c *claim) tell() {
+	if at := c.j.s.jobs[c.key]; at == nil || at.decode().Closed {
+		return
+	}
+	for hint := range c.j.s.watch {
+		(*hint)()
+	}
+}
+
+// drop gives back what is still the claim's own, and reports whether there was anything.
+func (c *claim) drop() bool {
 	c.done = true
+	dropped := false
 	for _, name := range c.leases {
 		if c.j.s.leases[name].by == c {
 			delete(c.j.s.leases, name)
+			dropped = true
 		}
 	}
 	if at := c.j.s.jobs[c.key]; at != nil && at.holder == c {
 		at.holder = nil
+		c.j.s.touch(at)
 	}
+
+	return dropped
 }
 
 func (s *Store) taken(name string) bool {

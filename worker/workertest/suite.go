@@ -62,6 +62,9 @@ func journalCases() []journalCase {
 		{"renew keeps the lease", renewKeepsTheLease},
 		{"an expired lease can't be renewed", expiredLease},
 		{"a successor shuts the owner before out", successorShutsOut},
+		{"a newer record is left alone", newerRecord},
+		{"the stamp shows a living owner", stamps},
+		{"a release is hinted at", hints},
 		{"a finished context", finishedContext},
 	}
 }
@@ -75,7 +78,8 @@ func record(r Rig) worker.Record {
 			Digest: "d", Origin: json.RawMessage(`{"reply":"q"}`), Private: "a token",
 		},
 		Strategy: "copy", Steps: []string{"snapshot"}, Begun: []string{"snapshot", "seal"},
-		Attempts: map[string]int{"seal": 2}, Accepted: at, Updated: at,
+		Doing:  &worker.Activity{Name: "seal", Owner: "w", Since: at},
+		Deaths: []worker.Activity{{Name: "seal", Owner: "v", Since: at}}, Accepted: at, Updated: at,
 	}
 }
 
@@ -114,8 +118,10 @@ func release(t *testing.T, c worker.Claim) {
 	}
 }
 
+// same compares what is stored.
 func same(t *testing.T, got, want worker.Record) {
 	t.Helper()
+	got.Stamp, want.Stamp = 0, 0
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("record is\n%+v, want\n%+v", got, want)
 	}
@@ -422,6 +428,78 @@ func successorShutsOut(t *testing.T, r Rig) {
 	next.LastError = "written by the successor"
 	if err := after.Save(t.Context(), next); err != nil {
 		t.Errorf("save by the successor: %v", err)
+	}
+}
+
+func newerRecord(t *testing.T, r Rig) {
+	j, rec := r.Journal(t, "a"), record(r)
+	rec.Version = worker.RecordVersion + 1
+	create(t, j, rec)
+	before := load(t, j, rec.Job.Key())
+	_, err := j.Claim(t.Context(), rec.Job.Key())
+	wantErr(t, "claim a newer record", err, worker.ErrNewer)
+	if after := load(t, j, rec.Job.Key()); after.Stamp != before.Stamp || !reflect.DeepEqual(after, before) {
+		t.Errorf("a claim of a newer record changed it:\n%+v, was\n%+v", after, before)
+	}
+}
+
+func stamps(t *testing.T, r Rig) {
+	j, rec := r.Journal(t, "a"), record(r)
+	create(t, j, rec)
+	key := rec.Job.Key()
+	last := load(t, r.Journal(t, "b"), key).Stamp
+	changes := func(what string, want bool) {
+		t.Helper()
+		now := load(t, r.Journal(t, "b"), key).Stamp
+		if (now != last) != want {
+			t.Errorf("%s: the stamp was %d and is %d, change wanted: %v", what, last, now, want)
+		}
+		last = now
+	}
+	changes("looking", false)
+	c := claimed(t, j, key)
+	changes("claim", true)
+	if err := c.Renew(t.Context()); err != nil {
+		t.Fatalf("renew: %v", err)
+	}
+	changes("renew", true)
+	_, err := r.Journal(t, "b").Claim(t.Context(), key)
+	wantErr(t, "second claim", err, worker.ErrHeld)
+	changes("a claim that is refused", false)
+	release(t, c)
+	changes("release", true)
+}
+
+func hints(t *testing.T, r Rig) {
+	a, b := r.Journal(t, "a"), r.Journal(t, "b")
+	hinted := make(chan struct{}, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- b.Watch(ctx, func() {
+			select {
+			case hinted <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	// Nothing tells when the watch is set, so an open job is released until it is hinted at.
+	rec := record(r)
+	create(t, a, rec)
+	deadline := time.After(30 * time.Second)
+	for again := true; again; {
+		release(t, claimed(t, a, rec.Job.Key()))
+		select {
+		case <-hinted:
+			again = false
+		case <-time.After(100 * time.Millisecond):
+		case <-deadline:
+			t.Fatal("the release of an open job was never hinted at")
+		}
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("watch ended with %v", err)
 	}
 }
 
