@@ -162,7 +162,9 @@ func (i image) busy() bool {
 }
 
 // complete: it has data. An admin may deactivate an active image, which forbids to download it and changes nothing else.
-func (i image) complete() bool { return i.Status == worker.ImageActive || i.Status == "deactivated" }
+func (i image) complete() bool {
+	return i.Status == worker.ImageActive || i.Status == worker.ImageDeactivated
+}
 
 func (i image) facts() worker.Image {
 	f := worker.Image{

@@ -12,9 +12,10 @@
 //   - Whatever the answer to a write was, also none at all, the image is read afterwards, and what Glance shows decides.
 //     No text of Glance's is ever looked at.
 //   - [Client.Register] and [Client.Upload] may be called again after any failure, by any process: an image that is
-//     active with our data is success, one that is active with other data is never touched.
+//     active with our data is success, one that is active with other data is never overwritten nor deleted.
 //   - An upload announces its length and is never chunked, so Glance can't take a part for the whole. Its SHA-512 and MD5
-//     are computed on the way and compared with what Glance has computed.
+//     are computed on the way and compared with what Glance has computed. An image that is active with other bytes than
+//     the source's is deactivated: it keeps them, but nobody can use it until an operator has looked at it.
 //   - [Client.Discard] never deletes an image that Glance shows active. Glance knows no conditional delete, so an image
 //     that becomes active between our look and our delete is lost; the lease keeps our own workers from doing that.
 //   - Memory is bounded: a body passes through in the transport's buffer.
@@ -37,6 +38,9 @@
 // in the task, after the 202, so the image falls back to queued.
 //
 // # Failures
+//
+// [worker.ReasonGlanceFull] is Glance's 413, which it answers for a project's quota and for a store without space alike;
+// only the text differs, and the space that is left in a store is nothing that Glance shows.
 //
 // Every error is a [*worker.Error], except one of the body's source, which is handed through. Glance's revert of a location that
 // it could not finish may delete the RBD image behind it (async_/flows/location_import.py:275): after

@@ -127,6 +127,8 @@ func (r registration) postFailed(a *keystone.Answer) error {
 		return r.unreadable(errors.New("Glance took the location and then fell back to queued"))
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed:
 		return refusal{fmt.Errorf("the location API: %w (give cinderlift's user the roles admin and service)", a.Err())}
+	case http.StatusRequestEntityTooLarge:
+		return full(r.op, a)
 	default:
 		return a.Err()
 	}
@@ -141,6 +143,8 @@ func (r registration) patchFailed(a *keystone.Answer) error {
 	case http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed:
 		return refusal{fmt.Errorf("the PATCH of the image: %w (it needs show_multiple_locations=True in "+
 			"glance-api.conf and the policy set_image_location)", a.Err())}
+	case http.StatusRequestEntityTooLarge:
+		return full(r.op, a)
 	}
 	if err := a.Err(); err != nil {
 		return err

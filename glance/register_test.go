@@ -243,7 +243,7 @@ func TestRegisterCodes(t *testing.T) {
 			reason worker.Reason
 			advice worker.Advice
 		}{
-			409: {worker.ReasonImageState, worker.Retry}, 413: {worker.ReasonGlanceRefused, worker.GiveUp},
+			409: {worker.ReasonImageState, worker.Retry}, 413: {worker.ReasonGlanceFull, worker.GiveUp},
 			429: {worker.ReasonGlanceUnavailable, worker.Retry}, 503: {worker.ReasonGlanceUnavailable, worker.Retry},
 			403: {worker.ReasonGlanceRefused, worker.OtherWay}, 405: {worker.ReasonGlanceRefused, worker.OtherWay},
 			404: {worker.ReasonGlanceRefused, worker.OtherWay}, 302: {worker.ReasonGlanceRefused, worker.Retry},

@@ -54,8 +54,8 @@ func (u *upload) run(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
-	case img.Status == worker.ImageActive:
-		return u.verify(img)
+	case img.complete():
+		return u.verify(ctx, img)
 	case img.Status != worker.ImageQueued || img.awaitsTask():
 		return u.stuck(img)
 	}
@@ -64,8 +64,8 @@ func (u *upload) run(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
-	case img.Status == worker.ImageActive:
-		return u.verify(img)
+	case img.complete():
+		return u.verify(ctx, img)
 	case img.Status != worker.ImageQueued:
 		return u.stuck(img)
 	case sent != nil:
@@ -132,6 +132,8 @@ func (u *upload) failed(a *keystone.Answer) error {
 		// The image is there, so it is the store that Glance can't or may not write to.
 		return &worker.Error{Op: u.op, Reason: worker.ReasonGlanceRefused,
 			Err: fmt.Errorf("Glance's store %q takes no images: %w", u.store, a.Err())}
+	case http.StatusRequestEntityTooLarge:
+		return full(u.op, a)
 	}
 	if err := a.Err(); err != nil {
 		return err
@@ -139,6 +141,13 @@ func (u *upload) failed(a *keystone.Answer) error {
 
 	return &worker.Error{Op: u.op, Reason: worker.ReasonGlanceUnavailable, Advice: worker.Retry,
 		Err: fmt.Errorf("Glance answered %d but shows the image queued", a.Code)}
+}
+
+// full: Glance answers 413 for a project's quota and for a store without space alike (glance c76abb08e
+// api/v2/image_data.py:233-262), and nothing but the text tells them apart.
+func full(op string, a *keystone.Answer) error {
+	return &worker.Error{Op: op, Reason: worker.ReasonGlanceFull,
+		Err: fmt.Errorf("%w; raise the project's quota in Glance, or make space in its store", a.Err())}
 }
 
 // stuck: Glance will not take an upload any more.
@@ -153,12 +162,12 @@ func (u *upload) stuck(img image) error {
 }
 
 // verify compares what Glance has with what the source has. It reads the source again when no try of this call did so to
-// the end, as after an adoption.
-func (u *upload) verify(img image) error {
-	switch {
-	case img.Size != u.size:
-		return u.mismatch("size", strconv.FormatInt(img.Size, 10), strconv.FormatInt(u.size, 10))
-	case u.store != "" && len(img.stores()) > 0 && !slices.Contains(img.stores(), u.store):
+// the end, as after an adoption. An image with other bytes is locked: whoever boots it trusts it to be the volume's copy.
+func (u *upload) verify(ctx context.Context, img image) error {
+	if img.Size != u.size {
+		return u.lock(ctx, img, u.mismatch("size", strconv.FormatInt(img.Size, 10), strconv.FormatInt(u.size, 10)))
+	}
+	if u.store != "" && len(img.stores()) > 0 && !slices.Contains(img.stores(), u.store) {
 		return u.mismatch("store", img.StoreList, u.store)
 	}
 	algo, want := img.digest()
@@ -171,15 +180,50 @@ func (u *upload) verify(img image) error {
 		return err
 	}
 	if got != want {
-		return u.mismatch(algo, want, got)
+		return u.lock(ctx, img, u.mismatch(algo, want, got))
 	}
 
 	return nil
 }
 
-func (u *upload) mismatch(what, theirs, ours string) error {
+func (u *upload) mismatch(what, theirs, ours string) *worker.Error {
 	return &worker.Error{Op: u.op, Reason: worker.ReasonMismatch,
 		Err: fmt.Errorf("the image is active with %s %s, the source has %s; delete the image and start again", what, theirs, ours)}
+}
+
+// lock deactivates an image with wrong data: it keeps its data and all else, nobody can download it or make a volume of
+// it, and an operator can reactivate it (glance c76abb08e api/v2/image_actions.py). That needs the image to be active, and
+// deactivating twice is no error. The answer is why, once Glance shows that the lock is there; when its answer was lost,
+// or it is away, the caller comes again and finds out by looking.
+func (u *upload) lock(ctx context.Context, img image, why *worker.Error) error {
+	if img.Status != worker.ImageActive {
+		why.Err = fmt.Errorf("%w; it is %s, so that nobody uses it", why.Err, img.Status)
+
+		return why
+	}
+	what := "deactivate image " + u.id + ", whose data is wrong"
+	a, sent := u.client.session.Do(ctx, keystone.Request{
+		Service: keystone.Image, Op: "image-deactivate", What: what, Method: http.MethodPost,
+		Path: "/v2/images/" + u.id + "/actions/deactivate",
+	})
+	img, err := u.client.look(ctx, u.id)
+	switch {
+	case err != nil:
+		return err
+	case img.Status != worker.ImageActive:
+		return u.lock(ctx, img, why)
+	case sent != nil:
+		return sent
+	case worker.AdviceOf(a.Err()) == worker.Retry:
+		return a.Err()
+	case a.Err() != nil:
+		why.Err = fmt.Errorf("%w; it could not be deactivated, so do that: %w", why.Err, a.Err())
+
+		return why
+	default:
+		return &worker.Error{Op: what, Reason: worker.ReasonGlanceUnavailable, Advice: worker.Retry,
+			Err: fmt.Errorf("Glance answered %d but shows the image active", a.Code)}
+	}
 }
 
 // digest picks what to compare.

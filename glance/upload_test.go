@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -93,6 +94,68 @@ func TestUploadThatArrivesChanged(t *testing.T) {
 	data := noise(1, 1<<20)
 	err := client(t, f).Upload(t.Context(), id, "", bytes.NewReader(data), int64(len(data)), nil)
 	expect(t, "upload", err, worker.ReasonMismatch, worker.GiveUp)
+	if img, _ := f.glance.Image(id); img.Status != worker.ImageDeactivated {
+		t.Errorf("a wrong image is %s", img.Status)
+	}
+}
+
+// wrong is a cloud whose image is active with data that is not the source's, as an upload that arrived changed leaves it.
+func wrong(t *testing.T, c glancetest.Config) (*fake, string, func(*glance.Client) error) {
+	t.Helper()
+	f := newFake(t, c)
+	id := f.image(t)
+	f.glance.Put(glancetest.Image{ID: id, Status: "active", Size: 9, HashAlgo: "sha1", HashValue: "00"})
+
+	return f, id, func(g *glance.Client) error {
+		return g.Upload(t.Context(), id, "", bytes.NewReader([]byte("some data")), 9, nil)
+	}
+}
+
+// Each fault of the lock, once and twice in a row: not applied, and applied but reported failed. In the end nobody can use
+// the image, it was locked once, and the reason is still that it is wrong.
+func TestWrongImageIsLockedThroughFaults(t *testing.T) {
+	for _, fault := range keystonetest.Faults() {
+		for times := 1; times <= 2; times++ {
+			t.Run(fault.Name, func(t *testing.T) {
+				f, id, upload := wrong(t, glancetest.Config{})
+				f.Inject("POST image", slices.Repeat([]keystonetest.Fault{fault}, times)...)
+				g := glance.New(f.session(t), glance.Options{Poll: time.Millisecond})
+				err := upload(g)
+				for n := 0; retry(err); n++ {
+					if n > times {
+						t.Fatalf("try %d: %v", n, err)
+					}
+					err = upload(g)
+				}
+				expect(t, "upload", err, worker.ReasonMismatch, worker.GiveUp)
+				if img, _ := f.glance.Image(id); img.Status != worker.ImageDeactivated || !slices.Equal(f.glance.Notes(), []string{"deactivate"}) {
+					t.Fatalf("the image is %s after %v", img.Status, f.glance.Notes())
+				}
+				expect(t, "again", upload(g), worker.ReasonMismatch, worker.GiveUp)
+			})
+		}
+	}
+}
+
+// Where the policy is closed the operator is told what to do.
+func TestWrongImageThatCannotBeLocked(t *testing.T) {
+	f, id, upload := wrong(t, glancetest.Config{NoDeactivate: true})
+	err := upload(client(t, f))
+	expect(t, "upload", err, worker.ReasonMismatch, worker.GiveUp)
+	if img, _ := f.glance.Image(id); img.Status != worker.ImageActive || !strings.Contains(err.Error(), "could not be deactivated") {
+		t.Errorf("the image is %s: %v", img.Status, err)
+	}
+}
+
+// An operator may lock an image at any time; it is complete all the same.
+func TestUploadFindsTheImageDeactivated(t *testing.T) {
+	f := newFake(t, glancetest.Config{})
+	id := f.image(t)
+	f.glance.Put(glancetest.Image{ID: id, Status: "deactivated", Size: 9, Checksum: "1e50210a0202497fb79bc38b6ade6c34"})
+	must(t, "upload", client(t, f).Upload(t.Context(), id, "", bytes.NewReader([]byte("some data")), 9, nil))
+	if n := f.glance.Notes(); len(n) != 0 {
+		t.Errorf("writes %v", n)
+	}
 }
 
 // An adopted job finds its image active and has to find out whether that is its own data.
@@ -132,7 +195,7 @@ func TestUploadByState(t *testing.T) {
 	data := []byte("some data")
 	for status, reason := range map[string]worker.Reason{
 		"saving": worker.ReasonImageState, "importing": worker.ReasonImageState, "uploading": worker.ReasonImageState,
-		"killed": worker.ReasonImageState, "deactivated": worker.ReasonImageState, "deleted": worker.ReasonImageMissing,
+		"killed": worker.ReasonImageState, "deactivated": worker.ReasonMismatch, "deleted": worker.ReasonImageMissing,
 	} {
 		f := newFake(t, glancetest.Config{})
 		id := f.image(t)
@@ -169,7 +232,7 @@ func TestUploadCodes(t *testing.T) {
 	}{
 		400: {worker.ReasonGlanceRefused, worker.GiveUp}, 403: {worker.ReasonGlanceRefused, worker.GiveUp},
 		404: {worker.ReasonGlanceRefused, worker.GiveUp}, 410: {worker.ReasonGlanceRefused, worker.GiveUp},
-		413: {worker.ReasonGlanceRefused, worker.GiveUp}, 415: {worker.ReasonGlanceRefused, worker.GiveUp},
+		413: {worker.ReasonGlanceFull, worker.GiveUp}, 415: {worker.ReasonGlanceRefused, worker.GiveUp},
 		409: {worker.ReasonImageState, worker.Retry}, 500: {worker.ReasonGlanceUnavailable, worker.Retry},
 		503: {worker.ReasonGlanceUnavailable, worker.Retry}, 200: {worker.ReasonGlanceUnavailable, worker.Retry},
 	} {

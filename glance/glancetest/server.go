@@ -46,6 +46,7 @@ type Config struct {
 	SecureHash        bool // do_secure_hash: a task computes the digests
 	HashAlgorithm     string
 	Stores            []Store // enabled_backends; none: one store without a name
+	NoDeactivate      bool    // the policy deactivate is closed to us
 	StoresCode        int     // what stores/detail answers; 0 is 200, or 404 without Stores
 }
 
@@ -125,6 +126,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.image(w, r, part[2])
 	case len(part) == 4 && part[3] == "locations" && s.Config.Minor >= 17:
 		s.locations(w, r, part[2])
+	case len(part) == 5 && part[3] == "actions" && part[4] == "deactivate" && r.Method == http.MethodPost:
+		s.deactivate(w, part[2])
 	case len(part) == 4 && part[3] == "file" && r.Method == http.MethodPut:
 		s.upload(w, r, part[2])
 	default:
@@ -182,6 +185,28 @@ func (s *Server) image(w http.ResponseWriter, r *http.Request, id string) {
 		s.patch(w, r, i)
 	default:
 		refuse(w, http.StatusMethodNotAllowed)
+	}
+}
+
+// deactivate is glance c76abb08e api/v2/image_actions.py: 204 also for an image that is deactivated already, 400 for one in
+// any other state (domain/__init__.py, Image.deactivate).
+func (s *Server) deactivate(w http.ResponseWriter, id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := s.images[id]
+	switch {
+	case i == nil:
+		refuse(w, http.StatusNotFound)
+	case s.Config.NoDeactivate:
+		refuse(w, http.StatusForbidden)
+	case i.Status == "active":
+		i.Status = "deactivated"
+		s.notes = append(s.notes, "deactivate")
+		w.WriteHeader(http.StatusNoContent)
+	case i.Status == "deactivated":
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		refuse(w, http.StatusBadRequest)
 	}
 }
 
