@@ -3,6 +3,7 @@ package ceph
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,16 +21,25 @@ const (
 	// mustRenew is LIBRADOS_LOCK_FLAG_MUST_RENEW: a lock that has expired is not taken again, even when it is free
 	// (include/rados/librados.h:90). go-ceph has no name for it.
 	mustRenew = byte(1 << 1)
+
+	lockClass     = "lock"
+	lockAssert    = "assert_locked" // ceph 16.2.15 cls/lock/cls_lock.cc:583: EBUSY unless this client has the lock
+	lockExclusive = 1               // cls/lock/cls_lock_types.h ClsLockType::EXCLUSIVE
 )
 
 // Claim is a job's record under lease, with the connection over which the job's work in RBD is done. It implements
 // worker.Claim.
+//
+// After a successor has the job, what this claim can still do is nothing: its connection is fenced; Save and leave compare
+// the epoch; Renew needs the lock that the successor has; unlock and sweep name this claim's own cookie.
 type Claim struct {
 	c      *Cluster
+	k      *control // that took the locks; only it can renew them
 	key    string
 	cookie string
 	record worker.Record
 	images *Images
+	open   bool // the record, as far as this claim knows
 
 	mu     sync.Mutex // of held: Release may be repeated
 	held   []string   // objects whose lease is ours
@@ -41,7 +51,7 @@ var _ worker.Claim = (*Claim)(nil)
 // Claim implements worker.Journal. When it returns because ctx is done, a lease that it had just taken is given back in
 // the background.
 func (c *Cluster) Claim(ctx context.Context, key string) (worker.Claim, error) {
-	cl, err := through(ctx, &c.users, func() (*Claim, error) { return c.claim(ctx, key) }, func(cl *Claim) { cl.abandon() })
+	cl, err := on(ctx, c, func(k *control) (*Claim, error) { return c.claim(ctx, k, key) }, func(cl *Claim) { cl.abandon() })
 	if err != nil {
 		return nil, named("claim job "+key, err)
 	}
@@ -52,15 +62,18 @@ func (c *Cluster) Claim(ctx context.Context, key string) (worker.Claim, error) {
 // claim does everything in the order that safety needs: take the leases, fence the owner before, raise the epoch with
 // our own address in it, and only then let anyone use the connection. A crash anywhere leaves leases that expire, and an
 // address that whoever comes next fences.
-func (c *Cluster) claim(ctx context.Context, key string) (*Claim, error) {
-	e, err := load(c.io, key)
+func (c *Cluster) claim(ctx context.Context, k *control, key string) (*Claim, error) {
+	e, err := load(k.io, key)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.free(key, e.record.Job.VolumeID); err != nil {
+	if err := known(e.record); err != nil {
 		return nil, err
 	}
-	cl := &Claim{c: c, key: key, cookie: c.opts.Owner + "/" + rand.Text(), closed: true}
+	if err := k.free(key, e.record.Job.VolumeID); err != nil {
+		return nil, err
+	}
+	cl := &Claim{c: c, k: k, key: key, cookie: c.opts.Owner + "/" + rand.Text(), closed: true}
 	err = cl.take(ctx, e.record.Job.VolumeID)
 	if err != nil {
 		cl.abandon() //nolint:contextcheck // giving the lease back must not end with ctx
@@ -71,12 +84,21 @@ func (c *Cluster) claim(ctx context.Context, key string) (*Claim, error) {
 	return cl, nil
 }
 
+// known answers ErrNewer for a record of which this release can't know what it means.
+func known(r worker.Record) error {
+	if r.Version > worker.RecordVersion {
+		return fmt.Errorf("version %d, this is %d: %w", r.Version, worker.RecordVersion, worker.ErrNewer)
+	}
+
+	return nil
+}
+
 // free answers ErrHeld when either lease is somebody's. Only looking: a lock that is refused is an entry in the log of the
 // placement group on every replica (ceph 16.2.15 osd/PrimaryLogPG.cc record_write_error), and most claims of a scan are
 // for jobs that live. Expired locks are not listed.
-func (c *Cluster) free(key, volumeID string) error {
+func (k *control) free(key, volumeID string) error {
 	for _, object := range []string{jobPrefix + key, volumePrefix + volumeID} {
-		info, err := c.io.ListLockers(object, lockName)
+		info, err := k.io.ListLockers(object, lockName)
 		if err != nil && !is(err, enoent) {
 			return fmt.Errorf("look at the lease %s: %w", object, err)
 		}
@@ -88,14 +110,19 @@ func (c *Cluster) free(key, volumeID string) error {
 	return nil
 }
 
+// take makes the lease that it has just taken a condition of reading the address to fence and of raising the epoch. A
+// process that slept in between for longer than the lease would otherwise fence its successor, which lives.
 func (cl *Claim) take(ctx context.Context, volumeID string) error {
 	for _, object := range []string{jobPrefix + cl.key, volumePrefix + volumeID} {
 		if err := cl.lock(object); err != nil {
 			return err
 		}
 	}
-	e, err := load(cl.c.io, cl.key) // again: the owner before may have written until now
+	e, err := loadIf(cl.k.io, cl.key, cl.assertion()) // again: the owner before may have written until now
 	if err != nil {
+		return err
+	}
+	if err := known(e.record); err != nil {
 		return err
 	}
 	images, err := cl.c.connectImages()
@@ -103,8 +130,8 @@ func (cl *Claim) take(ctx context.Context, volumeID string) error {
 		return err
 	}
 	cl.images, cl.closed = images, false
-	if e.addr != "" && e.addr != cl.c.addr && e.addr != images.addr {
-		if err := cl.c.fence(e.addr); err != nil {
+	if e.addr != "" && e.addr != cl.k.addr {
+		if err := cl.c.fence(cl.k, e.addr); err != nil {
 			return err
 		}
 		if err := barrier(ctx, images.conn); err != nil {
@@ -115,9 +142,20 @@ func (cl *Claim) take(ctx context.Context, volumeID string) error {
 	return cl.enter(e.record)
 }
 
+// assertion is cls_lock_assert_op (cls/lock/cls_lock_ops.h): version 1, compatible with 1, length, and then name, type,
+// cookie and an empty tag.
+func (cl *Claim) assertion() []byte {
+	le := binary.LittleEndian
+	text := func(b []byte, s string) []byte { return append(le.AppendUint32(b, uint32(len(s))), s...) }
+	body := text(append(text(nil, lockName), lockExclusive), cl.cookie)
+	body = text(body, "")
+
+	return append(le.AppendUint32([]byte{1, 1}, uint32(len(body))), body...)
+}
+
 // lock takes one lease. Whatever the answer was, Release tries to give it back.
 func (cl *Claim) lock(object string) error {
-	result, err := cl.c.io.LockExclusive(object, lockName, cl.cookie, "", cl.c.opts.LeaseTTL, nil)
+	result, err := cl.k.io.LockExclusive(object, lockName, cl.cookie, "", cl.c.opts.LeaseTTL, nil)
 	switch {
 	case err != nil:
 		cl.held = append(cl.held, object)
@@ -136,13 +174,13 @@ func (cl *Claim) lock(object string) error {
 func (cl *Claim) enter(r worker.Record) error {
 	from := r.Epoch
 	r.Epoch, r.Owner = from+1, cl.c.opts.Owner
-	err := cl.c.update(cl.key, from, r.Epoch, map[string][]byte{
+	err := cl.k.raise(cl.key, from, cl.assertion(), map[string][]byte{
 		keyOwner: []byte(r.Owner), keyAddr: []byte(cl.images.addr),
 	})
 	if errors.Is(err, errEpoch) {
 		return fmt.Errorf("another worker raised the epoch: %w", worker.ErrHeld)
 	}
-	cl.record = r
+	cl.record, cl.open = r, !r.Closed
 
 	return err
 }
@@ -161,19 +199,23 @@ func (cl *Claim) Save(ctx context.Context, r worker.Record) error {
 	if err != nil {
 		return refuse("save job "+cl.key, worker.ReasonInternal, worker.GiveUp, "encode the record: %w", err)
 	}
-	err = throughErr(ctx, &cl.c.users, func() error {
-		return cl.c.update(cl.key, r.Epoch, r.Epoch, map[string][]byte{keyRecord: raw})
+	err = onErr(ctx, cl.c, func(k *control) error {
+		return k.update(cl.key, r.Epoch, map[string][]byte{keyRecord: raw})
 	})
 	if errors.Is(err, errEpoch) {
 		err = fmt.Errorf("another worker has the job: %w", worker.ErrLeaseLost)
+	}
+	if err == nil {
+		cl.open = !r.Closed
 	}
 
 	return classify("save job "+cl.key, err)
 }
 
-// Renew implements worker.Claim. It goes over the control connection, where no data can be in its way.
+// Renew implements worker.Claim. It goes over the control connection, where no data can be in its way. A lock that was
+// taken over a connection that is gone is lost: see control.
 func (cl *Claim) Renew(ctx context.Context) error {
-	err := throughErr(ctx, &cl.c.users, func() error {
+	err := throughErr(ctx, &cl.k.users, func() error {
 		for _, object := range cl.leases() { // waits for a Release, so not before ctx is looked at
 			if err := cl.renew(object); err != nil {
 				return err
@@ -182,6 +224,10 @@ func (cl *Claim) Renew(ctx context.Context) error {
 
 		return nil
 	})
+	if is(err, eshutdown) {
+		cl.c.drop(cl.k)
+		err = fmt.Errorf("%w: %w", worker.ErrLeaseLost, err)
+	}
 
 	return classify("renew the lease on job "+cl.key, err)
 }
@@ -195,9 +241,9 @@ func (cl *Claim) leases() []string {
 
 func (cl *Claim) renew(object string) error {
 	flags := mustRenew
-	result, err := cl.c.io.LockExclusive(object, lockName, cl.cookie, "", cl.c.opts.LeaseTTL, &flags)
+	result, err := cl.k.io.LockExclusive(object, lockName, cl.cookie, "", cl.c.opts.LeaseTTL, &flags)
 	switch {
-	case is(err, enoent, eshutdown), -result == int(ebusy):
+	case is(err, enoent), -result == int(ebusy):
 		return fmt.Errorf("%s: %w", object, worker.ErrLeaseLost)
 	case err != nil:
 		return fmt.Errorf("lock %s: %w", object, err)
@@ -207,9 +253,10 @@ func (cl *Claim) renew(object string) error {
 }
 
 // Release implements worker.Claim. The order matters: first the connection can do nothing more, then the journal stops
-// asking a successor to fence it, then the leases go.
+// asking a successor to fence it, then the leases go, then others hear of it.
 func (cl *Claim) Release(ctx context.Context) error {
-	err := throughErr(ctx, &cl.c.users, func() error {
+	open := cl.open
+	err := awaitErr(ctx, func() error {
 		cl.mu.Lock()
 		defer cl.mu.Unlock()
 		if len(cl.held) == 0 && cl.closed {
@@ -218,14 +265,24 @@ func (cl *Claim) Release(ctx context.Context) error {
 		if err := cl.disconnect(ctx); err != nil {
 			return err
 		}
-		if err := cl.leave(); err != nil {
-			return err
+		err := onErr(ctx, cl.c, cl.give)
+		if err == nil && open {
+			cl.c.notify(ctx)
 		}
 
-		return cl.unlock()
+		return err
 	})
 
 	return classify("release job "+cl.key, err)
+}
+
+// give gives the job back over any control connection.
+func (cl *Claim) give(k *control) error {
+	if err := cl.leave(k); err != nil {
+		return err
+	}
+
+	return cl.unlock(k)
 }
 
 // abandon releases in the background of a claim that failed.
@@ -254,11 +311,8 @@ func (cl *Claim) disconnect(ctx context.Context) error {
 
 		return nil
 	}
-	if err := cl.c.fence(cl.images.addr); err != nil {
+	if err := onErr(ctx, cl.c, cl.cut); err != nil {
 		return fmt.Errorf("end work that hangs: %w", err)
-	}
-	if err := barrier(ctx, cl.c.conn); err != nil {
-		return fmt.Errorf("wait until the own fence holds: %w", err)
 	}
 	cl.closed = true
 	go cl.images.closeLate()
@@ -266,13 +320,22 @@ func (cl *Claim) disconnect(ctx context.Context) error {
 	return nil
 }
 
+// cut fences the claim's own connection.
+func (cl *Claim) cut(k *control) error {
+	if err := cl.c.fence(k, cl.images.addr); err != nil {
+		return err
+	}
+
+	return k.conn.WaitForLatestOSDMap()
+}
+
 // leave takes our address out of the record, unless it is a successor's by now.
-func (cl *Claim) leave() error {
+func (cl *Claim) leave(k *control) error {
 	if cl.record.Epoch == 0 {
 		return nil // the epoch was not raised, or nobody knows
 	}
 	epoch := cl.record.Epoch
-	err := cl.c.update(cl.key, epoch, epoch, map[string][]byte{keyAddr: nil})
+	err := k.update(cl.key, epoch, map[string][]byte{keyAddr: nil})
 	if errors.Is(err, errEpoch) {
 		return nil
 	}
@@ -280,15 +343,16 @@ func (cl *Claim) leave() error {
 	return err
 }
 
-func (cl *Claim) unlock() error {
+// unlock takes the locks of this claim away, by the names that it took them under: the connection may be another by now.
+func (cl *Claim) unlock(k *control) error {
 	for len(cl.held) > 0 {
 		object := cl.held[len(cl.held)-1]
-		if _, err := cl.c.io.Unlock(object, lockName, cl.cookie); err != nil && !is(err, enoent) {
+		if _, err := k.io.BreakLock(object, lockName, cl.k.name, cl.cookie); err != nil && !is(err, enoent) {
 			return fmt.Errorf("unlock %s: %w", object, err)
 		}
 		cl.held = cl.held[:len(cl.held)-1]
 		if object != jobPrefix+cl.key {
-			cl.sweep(object)
+			k.sweep(object)
 		}
 	}
 
@@ -296,8 +360,8 @@ func (cl *Claim) unlock() error {
 }
 
 // sweep removes the volume's lock object if nobody has taken the lock since. It is only tidiness: errors do not matter.
-func (cl *Claim) sweep(object string) {
-	own, err := cl.c.versioned()
+func (k *control) sweep(object string) {
+	own, err := k.versioned()
 	if err != nil {
 		return
 	}

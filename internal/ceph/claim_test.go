@@ -9,7 +9,7 @@ import (
 
 // TestRenewEndsWithItsContext: not even a Release that takes its time may keep it.
 func TestRenewEndsWithItsContext(t *testing.T) {
-	cl := &Claim{c: &Cluster{}}
+	cl := &Claim{c: &Cluster{}, k: &control{}}
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strconv"
 	"sync"
 	"time"
 
@@ -56,23 +55,21 @@ func (o Options) withDefaults() Options {
 // worker.Journal.
 type Cluster struct {
 	opts Options
-	conn *rados.Conn
-	io   *rados.IOContext // journal and leases
-	addr string           // of the control connection, as OSDs know it
 
-	users   gate // of the control connection
-	closing sync.Once
+	mu      sync.Mutex
+	control *control // nil: it was fenced, the next user makes another
+	dialed  time.Time
+	closed  bool
+	retired sync.WaitGroup // connections that are closed when their users have left
 
-	mu     sync.Mutex
-	absent map[string]time.Time // owners that we may not blocklist, by address: since when their lease is seen free
-	warned bool                 // the log says already that we may not
+	fencing fencing
 }
 
 var _ worker.Journal = (*Cluster)(nil)
 
 // Open connects to the cluster. Errors are *worker.Error and say what to look at.
 func Open(ctx context.Context, o Options) (*Cluster, error) {
-	c := &Cluster{opts: o.withDefaults(), absent: map[string]time.Time{}}
+	c := &Cluster{opts: o.withDefaults(), fencing: fencing{absent: map[string]time.Time{}}}
 	opened, err := await(ctx, c.open, func(c *Cluster) { _ = c.Close() })
 	if err != nil {
 		return nil, classify("open Ceph as client."+c.opts.User, err)
@@ -82,28 +79,11 @@ func Open(ctx context.Context, o Options) (*Cluster, error) {
 }
 
 func (c *Cluster) open() (*Cluster, error) {
-	seconds := strconv.FormatFloat(c.opts.Timeout.Seconds(), 'f', -1, 64)
-	conn, err := c.connect(map[string]string{
-		"rados_osd_op_timeout": seconds, "rados_mon_op_timeout": seconds, "client_mount_timeout": seconds,
-	})
+	k, err := c.enter()
 	if err != nil {
 		return nil, err
 	}
-	io, err := ioctx(conn, c.opts.JournalPool)
-	if err != nil {
-		conn.Shutdown()
-
-		return nil, fmt.Errorf("journal: %w", err)
-	}
-	io.SetNamespace(c.opts.Namespace)
-	addr, err := conn.GetAddrs()
-	if err != nil {
-		io.Destroy()
-		conn.Shutdown()
-
-		return nil, fmt.Errorf("ask for the own address: %w", err)
-	}
-	c.conn, c.io, c.addr = conn, io, addr
+	k.users.leave()
 
 	return c, nil
 }
@@ -155,7 +135,7 @@ func ioctx(conn *rados.Conn, pool string) (*rados.IOContext, error) {
 
 // FSID is the cluster's id.
 func (c *Cluster) FSID(ctx context.Context) (string, error) {
-	id, err := through(ctx, &c.users, c.conn.GetFSID, nil)
+	id, err := on(ctx, c, func(k *control) (string, error) { return k.conn.GetFSID() }, nil)
 
 	return id, classify("ask for the fsid", err)
 }
@@ -163,8 +143,8 @@ func (c *Cluster) FSID(ctx context.Context) (string, error) {
 // Ping asks the OSD that has the journal's index; nil means that journal and leases work. It returns within
 // Options.Timeout.
 func (c *Cluster) Ping(ctx context.Context) error {
-	return classify("ping the journal", throughErr(ctx, &c.users, func() error {
-		_, err := c.io.Stat(indexObject)
+	return classify("ping the journal", onErr(ctx, c, func(k *control) error {
+		_, err := k.io.Stat(indexObject)
 		if is(err, enoent) {
 			return nil
 		}
@@ -173,14 +153,27 @@ func (c *Cluster) Ping(ctx context.Context) error {
 	}))
 }
 
-// Close ends the control connection. Claims have to be released before. It waits for calls that linger, which takes
-// Options.Timeout at most. Idempotent.
+// Close ends the control connection. Claims have to be released before. It waits for calls that linger, for twice
+// Options.Timeout at most: what has not ended then ends with the process. Idempotent.
 func (c *Cluster) Close() error {
-	c.closing.Do(func() {
-		<-c.users.shut()
-		c.io.Destroy()
-		c.conn.Shutdown()
-	})
-
-	return nil
+	c.mu.Lock()
+	k := c.control
+	c.control, c.closed = nil, true
+	c.mu.Unlock()
+	if k != nil {
+		c.retire(k, worker.ErrStopping)
+	}
+	idle := make(chan struct{})
+	go func() {
+		c.retired.Wait()
+		close(idle)
+	}()
+	timer := time.NewTimer(2 * c.opts.Timeout)
+	defer timer.Stop()
+	select {
+	case <-idle:
+		return nil
+	case <-timer.C:
+		return refuse("close the connection to Ceph", worker.ReasonCephUnavailable, worker.Retry, "calls into Ceph have not ended")
+	}
 }

@@ -49,10 +49,10 @@ func (im *Images) Open(ctx context.Context, src strategies.Ref, snap string) (st
 	op := fmt.Sprintf("open %s@%s", src, snap)
 	joined, cancel := im.join(ctx)
 	c := &content{im: im, op: op, ctx: joined, cancel: cancel}
-	if !im.users.enter() {
+	if err := im.users.enter(); err != nil {
 		cancel()
 
-		return nil, classify(op, fmt.Errorf("the connection is closed: %w", worker.ErrStopping))
+		return nil, classify(op, err)
 	}
 	opened, err := detach(joined, func() (*content, error) {
 		err := context.Cause(joined)

@@ -14,6 +14,8 @@
 //     operation. Compared is the epoch and not the object's version, so a write whose answer was lost can be repeated.
 //   - The address of a claim's connection is in the journal before anything is done over that connection, so whoever
 //     comes next can fence it.
+//   - Only who has the lease at that instant, by the OSD's clock, reads the address to fence and raises the epoch: both are
+//     one atomic operation with the look at the lock. A process that slept meanwhile fences nobody who lives.
 //   - What makes an image of ours is a mark in its metadata that carries the image's own internal id: librbd copies
 //     metadata to clones, so a volume made from one of our images bears that image's marks, and they must prove nothing.
 //   - Marks are written after what they say.
@@ -25,6 +27,9 @@
 // context: between two objects of a copy or flatten, between two calls otherwise. A single call lingers as long as the
 // OSDs it waits for are away. [Claim.Release] waits a little for what lingers and then blocklists its own connection,
 // which ends it.
+//
+// A control connection that was put on the blocklist is replaced by the next call. The jobs of this worker then lose their
+// leases, since a lock belongs to the connection that took it, and are taken up again by whoever comes first.
 //
 // The process has to ignore SIGPIPE: a librados thread that writes to a dead socket otherwise ends it.
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ceph/go-ceph/rados"
@@ -39,15 +40,22 @@ func fenceable(addrs string) ([]string, error) {
 	return list, nil
 }
 
+// fencing is what a cluster remembers of owners that it may not blocklist.
+type fencing struct {
+	mu     sync.Mutex
+	absent map[string]time.Time // by address: since when their lease is seen free
+	warned bool                 // the log says already that we may not
+}
+
 // fence makes sure that the connection with this address does nothing more. It answers ErrHeld while that can't be said
 // yet.
-func (c *Cluster) fence(addrs string) error {
+func (c *Cluster) fence(k *control, addrs string) error {
 	list, err := fenceable(addrs)
 	if err != nil {
 		return refuse("fence "+addrs, worker.ReasonInternal, worker.GiveUp, "look into the journal: %w", err)
 	}
 	for _, addr := range list {
-		err := c.blocklist(addr)
+		err := k.blocklist(addr)
 		if is(err, eperm, eacces) {
 			return c.outwait(addrs, err)
 		}
@@ -60,14 +68,14 @@ func (c *Cluster) fence(addrs string) error {
 }
 
 // blocklist takes only a float for expire: 16.2 answers EINVAL to an integer.
-func (c *Cluster) blocklist(addr string) error {
+func (k *control) blocklist(addr string) error {
 	command, err := json.Marshal(map[string]any{
 		"prefix": "osd blocklist", "blocklistop": "add", "addr": addr, "expire": json.RawMessage(fenceTime),
 	})
 	if err != nil {
 		return err
 	}
-	_, _, err = c.conn.MonCommand(command)
+	_, _, err = k.conn.MonCommand(command)
 
 	return err
 }
@@ -76,22 +84,23 @@ func (c *Cluster) blocklist(addr string) error {
 // lost its lease stops by itself. Claims are refused until that time is over. Waiting inside a claim would use up the
 // lease that the claim has just taken.
 func (c *Cluster) outwait(addr string, why error) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	since, known := c.absent[addr]
+	f := &c.fencing
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	since, known := f.absent[addr]
 	if !known {
-		if !c.warned {
-			c.warned = true
+		if !f.warned {
+			f.warned = true
 			c.opts.Logger.Warn("can't fence workers that disappeared, their jobs have to wait",
 				"wait", c.opts.FenceWait, "error", why, "advice", `give the key the cap mon "profile rbd"`)
 		}
 		since = time.Now()
-		c.absent[addr] = since
+		f.absent[addr] = since
 	}
 	if time.Since(since) < c.opts.FenceWait {
 		return fmt.Errorf("the owner %s can't be fenced and may still be at work: %w", addr, worker.ErrHeld)
 	}
-	delete(c.absent, addr)
+	delete(f.absent, addr)
 
 	return nil
 }

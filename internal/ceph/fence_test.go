@@ -54,8 +54,8 @@ func FuzzFenceable(f *testing.F) {
 func TestOutwait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &Cluster{
-			opts:   Options{FenceWait: 40 * time.Second, Logger: slog.New(slog.DiscardHandler)},
-			absent: map[string]time.Time{},
+			opts:    Options{FenceWait: 40 * time.Second, Logger: slog.New(slog.DiscardHandler)},
+			fencing: fencing{absent: map[string]time.Time{}},
 		}
 		for range 4 {
 			if err := c.outwait("10.0.0.7:0/1", coded(-13)); !errors.Is(err, worker.ErrHeld) {

@@ -2,29 +2,27 @@ package ceph
 
 import (
 	"context"
-	"fmt"
 	"sync"
-
-	"github.com/cinderlift/cinderlift/worker"
 )
 
 // gate counts the users of a connection, so that nobody closes it under a call that lingers. The zero value is open.
 type gate struct {
 	mu      sync.Mutex
 	running int
+	why     error         // it is shut
 	idle    chan struct{} // nil while open; closed when nobody is inside any more
 }
 
-// enter counts one more user; leave has to follow a true. False: the gate is shut.
-func (g *gate) enter() bool {
+// enter counts one more user, for whom leave has to follow, unless the gate is shut: then it says why.
+func (g *gate) enter() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.idle != nil {
-		return false
+		return g.why
 	}
 	g.running++
 
-	return true
+	return nil
 }
 
 func (g *gate) leave() {
@@ -36,12 +34,12 @@ func (g *gate) leave() {
 	}
 }
 
-// shut lets nobody in any more. The channel is closed when all have left.
-func (g *gate) shut() <-chan struct{} {
+// shut lets nobody in any more and tells them why. The channel is closed when all have left.
+func (g *gate) shut(why error) <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.idle == nil {
-		g.idle = make(chan struct{})
+		g.idle, g.why = make(chan struct{}), why
 		if g.running == 0 {
 			close(g.idle)
 		}
@@ -53,10 +51,10 @@ func (g *gate) shut() <-chan struct{} {
 // through is await inside a gate.
 func through[T any](ctx context.Context, g *gate, fn func() (T, error), undo func(T)) (T, error) {
 	return await(ctx, func() (T, error) {
-		if !g.enter() {
+		if err := g.enter(); err != nil {
 			var none T
 
-			return none, fmt.Errorf("the connection is closed: %w", worker.ErrStopping)
+			return none, err
 		}
 		defer g.leave()
 

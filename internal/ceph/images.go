@@ -71,7 +71,7 @@ func (c *Cluster) connectImages() (*Images, error) {
 // Images makes a connection that belongs to no job and that nobody fences: for looking, as `cinderlift check` does. The
 // caller closes it.
 func (c *Cluster) Images(ctx context.Context) (*Images, error) {
-	im, err := through(ctx, &c.users, c.connectImages, func(im *Images) { im.conn.Shutdown() })
+	im, err := await(ctx, c.connectImages, func(im *Images) { im.conn.Shutdown() })
 
 	return im, classify("connect to Ceph", err)
 }
@@ -101,7 +101,7 @@ func (im *Images) closeLate() {
 func (im *Images) shut() <-chan struct{} {
 	im.stop(worker.ErrStopping)
 
-	return im.users.shut()
+	return im.users.shut(fmt.Errorf("the connection is closed: %w", worker.ErrStopping))
 }
 
 // do runs fn, which works on one image, and answers when it has ended or ctx is done. The context of fn ends with ctx
@@ -113,10 +113,10 @@ func (im *Images) do(ctx context.Context, op string, on strategies.Ref, fn func(
 	if err != nil {
 		return classify(op, err)
 	}
-	if !im.users.enter() {
+	if err := im.users.enter(); err != nil {
 		release()
 
-		return classify(op, fmt.Errorf("the connection is closed: %w", worker.ErrStopping))
+		return classify(op, err)
 	}
 
 	_, err = detach(ctx, func() (struct{}, error) {

@@ -51,15 +51,15 @@ func (c *Cluster) Create(ctx context.Context, r worker.Record) error {
 	if err != nil {
 		return refuse("create job "+key, worker.ReasonInternal, worker.GiveUp, "encode the record: %w", err)
 	}
-	err = throughErr(ctx, &c.users, func() error {
-		if err := c.index(key); err != nil {
+	err = onErr(ctx, c, func(k *control) error {
+		if err := k.index(key); err != nil {
 			return err
 		}
-		if err := c.write(key, r, raw); err != nil {
+		if err := k.write(key, r, raw); err != nil {
 			return err
 		}
 
-		return c.index(key)
+		return k.index(key)
 	})
 	if is(err, eexist) {
 		return fmt.Errorf("create job %s: %w", key, worker.ErrExists)
@@ -69,38 +69,51 @@ func (c *Cluster) Create(ctx context.Context, r worker.Record) error {
 }
 
 // write makes the record's object.
-func (c *Cluster) write(key string, r worker.Record, raw []byte) error {
+func (k *control) write(key string, r worker.Record, raw []byte) error {
 	op := rados.CreateWriteOp()
 	defer op.Release()
 	op.Create(rados.CreateExclusive)
 	op.WriteFull(epochBytes(r.Epoch))
 	op.SetOmap(map[string][]byte{keyRecord: raw, keyOwner: []byte(r.Owner), keyAddr: nil})
 
-	return op.Operate(c.io, jobPrefix+key, rados.OperationNoFlag)
+	return op.Operate(k.io, jobPrefix+key, rados.OperationNoFlag)
 }
 
-func (c *Cluster) index(key string) error {
+func (k *control) index(key string) error {
 	op := rados.CreateWriteOp()
 	defer op.Release()
 	op.Create(rados.CreateIdempotent)
 	op.SetOmap(map[string][]byte{key: nil})
 
-	return op.Operate(c.io, indexObject, rados.OperationNoFlag)
+	return op.Operate(k.io, indexObject, rados.OperationNoFlag)
 }
 
-// Load implements worker.Journal.
+// Load implements worker.Journal. The stamp is the object's version: renewing the lock writes the object as well.
 func (c *Cluster) Load(ctx context.Context, key string) (worker.Record, error) {
-	e, err := through(ctx, &c.users, func() (entry, error) { return load(c.io, key) }, nil)
+	rec, err := on(ctx, c, func(k *control) (worker.Record, error) {
+		own, err := k.versioned()
+		if err != nil {
+			return worker.Record{}, err
+		}
+		defer own.Destroy()
+		e, err := load(own, key)
+		if err != nil {
+			return worker.Record{}, err
+		}
+		e.record.Stamp, err = own.GetLastVersion()
+
+		return e.record, err
+	}, nil)
 	if err != nil {
 		return worker.Record{}, named("load job "+key, err)
 	}
 
-	return e.record, nil
+	return rec, nil
 }
 
 // named classifies what is not one of the journal's own errors.
 func named(op string, err error) error {
-	for _, known := range []error{worker.ErrExists, worker.ErrNotFound, worker.ErrHeld} {
+	for _, known := range []error{worker.ErrExists, worker.ErrNotFound, worker.ErrHeld, worker.ErrNewer} {
 		if errors.Is(err, known) {
 			return fmt.Errorf("%s: %w", op, err)
 		}
@@ -110,9 +123,15 @@ func named(op string, err error) error {
 }
 
 // load reads data and omap in one operation, so that they belong together.
-func load(io *rados.IOContext, key string) (entry, error) {
+func load(io *rados.IOContext, key string) (entry, error) { return loadIf(io, key, nil) }
+
+// loadIf is load on condition that the object is locked by a claim of this connection. ErrHeld when it is not.
+func loadIf(io *rados.IOContext, key string, locked []byte) (entry, error) {
 	op := rados.CreateReadOp()
 	defer op.Release()
+	if locked != nil {
+		op.Exec(lockClass, lockAssert, locked)
+	}
 	epoch := make([]byte, 8)
 	op.AssertExists()
 	data := op.Read(0, epoch)
@@ -120,6 +139,9 @@ func load(io *rados.IOContext, key string) (entry, error) {
 	err := op.Operate(io, jobPrefix+key, rados.OperationNoFlag)
 	if is(err, enoent) {
 		return entry{}, worker.ErrNotFound
+	}
+	if is(err, ebusy) {
+		return entry{}, fmt.Errorf("the lease was lost right after it was taken: %w", worker.ErrHeld)
 	}
 	if err != nil {
 		return entry{}, err
@@ -165,8 +187,8 @@ func decode(key string, epoch uint64, values map[string]string) (entry, error) {
 
 // Keys implements worker.Journal. A key may lack its record: its creation or its removal was cut short.
 func (c *Cluster) Keys(ctx context.Context) ([]string, error) {
-	keys, err := through(ctx, &c.users, func() ([]string, error) {
-		all, err := c.io.GetAllOmapValues(indexObject, "", "", 1000)
+	keys, err := on(ctx, c, func(k *control) ([]string, error) {
+		all, err := k.io.GetAllOmapValues(indexObject, "", "", 1000)
 		if is(err, enoent) {
 			return nil, nil
 		}
@@ -184,8 +206,8 @@ func (c *Cluster) Keys(ctx context.Context) ([]string, error) {
 
 // Remove implements worker.Journal. The record goes first: see Create.
 func (c *Cluster) Remove(ctx context.Context, key string) error {
-	return classify("remove job "+key, throughErr(ctx, &c.users, func() error {
-		own, err := c.versioned()
+	return classify("remove job "+key, onErr(ctx, c, func(k *control) error {
+		own, err := k.versioned()
 		if err != nil {
 			return err
 		}
@@ -196,18 +218,6 @@ func (c *Cluster) Remove(ctx context.Context, key string) error {
 
 		return unlist(own, key)
 	}))
-}
-
-// versioned is the journal in an I/O context of its own: the version of the last object that was read or written is kept
-// by I/O context. The caller destroys it.
-func (c *Cluster) versioned() (*rados.IOContext, error) {
-	own, err := ioctx(c.conn, c.opts.JournalPool)
-	if err != nil {
-		return nil, err
-	}
-	own.SetNamespace(c.opts.Namespace)
-
-	return own, nil
 }
 
 // removeClosed asserts the version that it has read, which goes up also from one object to the next of the same name. The
@@ -282,18 +292,35 @@ func dropKey(own *rados.IOContext, key string, version uint64) error {
 	return op.Operate(own, indexObject, rados.OperationNoFlag)
 }
 
-// update writes into a job's object if its epoch is from, and makes it to. errEpoch when it is another, or the object is
-// gone.
-func (c *Cluster) update(key string, from, to uint64, values map[string][]byte) error {
+// update writes into a job's object if its epoch is from. errEpoch when it is another, or the object is gone.
+func (k *control) update(key string, from uint64, values map[string][]byte) error {
 	op := rados.CreateWriteOp()
 	defer op.Release()
 	op.AssertExists()
 	op.CmpExt(epochBytes(from), 0)
-	if to != from {
-		op.WriteFull(epochBytes(to))
-	}
 	op.SetOmap(values)
-	err := op.Operate(c.io, jobPrefix+key, rados.OperationNoFlag)
+
+	return asEpoch(op.Operate(k.io, jobPrefix+key, rados.OperationNoFlag))
+}
+
+// raise is update that makes the epoch the next one, on condition that the object is locked by a claim of this
+// connection: only the owner of the lease becomes the owner of the job, however long its process slept in between.
+func (k *control) raise(key string, from uint64, locked []byte, values map[string][]byte) error {
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.Exec(lockClass, lockAssert, locked)
+	op.CmpExt(epochBytes(from), 0)
+	op.WriteFull(epochBytes(from + 1))
+	op.SetOmap(values)
+	err := op.Operate(k.io, jobPrefix+key, rados.OperationNoFlag)
+	if is(err, ebusy) {
+		return errEpoch
+	}
+
+	return asEpoch(err)
+}
+
+func asEpoch(err error) error {
 	if e, ok := errnoOf(err); ok && (e == enoent || int(e) >= maxErrno) {
 		return errEpoch
 	}

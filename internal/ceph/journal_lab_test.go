@@ -51,7 +51,7 @@ func TestCreateInsideRemove(t *testing.T) {
 	t.Parallel()
 	c := journalOf(t)
 	rec := closed(t, c)
-	own, err := c.versioned()
+	own, err := controlOf(t, c).versioned()
 	must(t, err)
 	defer own.Destroy()
 	must(t, removeClosed(own, rec.Job.Key()))
@@ -69,14 +69,14 @@ func TestRemoveInsideCreate(t *testing.T) {
 	t.Parallel()
 	c := journalOf(t)
 	rec := closed(t, c)
-	must(t, c.index(rec.Job.Key()))
+	must(t, controlOf(t, c).index(rec.Job.Key()))
 	must(t, c.Remove(t.Context(), rec.Job.Key()))
 	wantListed(t, c, rec, false)
 	rec.Closed = false
 	raw, err := json.Marshal(rec)
 	must(t, err)
-	must(t, c.write(rec.Job.Key(), rec, raw))
-	must(t, c.index(rec.Job.Key()))
+	must(t, controlOf(t, c).write(rec.Job.Key(), rec, raw))
+	must(t, controlOf(t, c).index(rec.Job.Key()))
 	wantListed(t, c, rec, true)
 }
 
@@ -94,7 +94,7 @@ func TestRefusedClaimIsCheap(t *testing.T) {
 	o := c.opts
 	o.DataConf = map[string]string{"no_such_option": "1"} // a connection for the job can't be made
 	poor := labCluster(t, o)
-	own, err := c.versioned()
+	own, err := controlOf(t, c).versioned()
 	must(t, err)
 	defer own.Destroy()
 	versions := func() (list []uint64) {

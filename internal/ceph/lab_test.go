@@ -66,12 +66,25 @@ func labCluster(t testing.TB, o Options) *Cluster {
 	return c
 }
 
+// controlOf is the connection that the cluster uses now.
+func controlOf(t testing.TB, c *Cluster) *control {
+	t.Helper()
+	k, err := c.enter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.users.leave()
+
+	return k
+}
+
 // wipe removes everything in the cluster's own namespace when the test has ended.
 func wipe(t testing.TB, c *Cluster) {
 	t.Helper()
 	t.Cleanup(func() {
-		err := c.io.ListObjects(func(name string) {
-			if err := c.io.Delete(name); err != nil && !is(err, enoent) {
+		io := controlOf(t, c).io
+		err := io.ListObjects(func(name string) {
+			if err := io.Delete(name); err != nil && !is(err, enoent) {
 				t.Errorf("remove %s: %v", name, err)
 			}
 		})
@@ -325,7 +338,7 @@ func mon(t testing.TB, c *Cluster, command map[string]any) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer, status, err := c.conn.MonCommand(raw)
+	answer, status, err := controlOf(t, c).conn.MonCommand(raw)
 	if err != nil {
 		t.Fatalf("%s: %v %s", raw, err, status)
 	}

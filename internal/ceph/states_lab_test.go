@@ -324,6 +324,7 @@ func TestPoolFull(t *testing.T) {
 	r.Source, r.Destination = im, im
 	m := made(t, r, 64)
 	m.Dst.Pool = pool
+	must(t, im.c.Full(t.Context(), r.Volumes, pool))
 	deadline := time.Now().Add(90 * time.Second) // quotas are enforced late, from statistics
 	for {
 		began := time.Now()
@@ -332,6 +333,9 @@ func TestPoolFull(t *testing.T) {
 			t.Fatalf("it took %v", took)
 		}
 		if worker.ReasonOf(err) == worker.ReasonPoolFull {
+			if err := im.c.Full(t.Context(), r.Volumes, pool); worker.ReasonOf(err) != worker.ReasonPoolFull {
+				t.Errorf("asked whether the pool is full: %v", err)
+			}
 			if worker.AdviceOf(err) != worker.Retry || !strings.Contains(err.Error(), "quota") {
 				t.Errorf("a full pool: %v, want Retry and a word on the quota", err)
 			}
@@ -352,6 +356,7 @@ func TestPoolFull(t *testing.T) {
 	}
 	must(t, err)
 	must(t, im.Discard(t.Context(), m))
+	eventually(t, "the pool has room again", time.Minute, func() error { return im.c.Full(t.Context(), r.Volumes, pool) })
 }
 
 // TestHalfMadeSnapshot: librbd adds a snapshot to the header first and makes its object map afterwards. A worker that is
