@@ -42,6 +42,7 @@ type Recorder struct {
 	errors       *prometheus.CounterVec
 	connected    prometheus.Gauge
 	reconnects   prometheus.Counter
+	paused       *prometheus.GaugeVec
 }
 
 var _ worker.Recorder = (*Recorder)(nil)
@@ -50,6 +51,7 @@ var _ worker.Recorder = (*Recorder)(nil)
 type Options struct {
 	Strategies []string            // names
 	Steps      map[string][]string // names of the steps by strategy
+	Pauses     []string            // names under which taking work is paused
 	Version    string
 }
 
@@ -103,6 +105,8 @@ func build(reg *prometheus.Registry) *Recorder {
 			Help: "1 while the connections to the broker are up."}),
 		reconnects: f.NewCounter(prometheus.CounterOpts{Name: "cinderlift_bus_reconnects_total",
 			Help: "Connections to the broker that were made again."}),
+		paused: f.NewGaugeVec(prometheus.GaugeOpts{Name: "cinderlift_paused",
+			Help: "1 while this worker takes no new work for this reason; running jobs go on."}, []string{"reason"}),
 	}
 }
 
@@ -110,6 +114,9 @@ func build(reg *prometheus.Registry) *Recorder {
 func (m *Recorder) atZero(o Options) {
 	for _, i := range worker.Intakes() {
 		m.deliveries.WithLabelValues(string(i))
+	}
+	for _, name := range o.Pauses {
+		m.paused.WithLabelValues(name)
 	}
 	for _, s := range []string{Glance, Cinder, Keystone, Ceph, Bus} {
 		m.errors.WithLabelValues(s)
@@ -225,6 +232,15 @@ func (m *Recorder) BusConnected(up bool) {
 	} else {
 		m.connected.Set(0)
 	}
+}
+
+// Paused tells whether no new work is taken for this reason.
+func (m *Recorder) Paused(reason string, is bool) {
+	value := 0.0
+	if is {
+		value = 1
+	}
+	m.paused.WithLabelValues(reason).Set(value)
 }
 
 // BusReconnected counts a connection that was made again.

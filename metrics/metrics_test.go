@@ -18,7 +18,8 @@ import (
 
 func recorder() *metrics.Recorder {
 	return metrics.New(metrics.Options{Version: "test", Strategies: []string{"clone-flatten", "copy"},
-		Steps: map[string][]string{"clone-flatten": {"snapshot", "clone"}, "copy": {"copy-objects"}}})
+		Steps: map[string][]string{"clone-flatten": {"snapshot", "clone"}, "copy": {"copy-objects"}},
+		Pauses: []string{"ceph", "pool-full"}})
 }
 
 // scrape answers the lines of ours: no comments, no series of the runtime.
@@ -111,6 +112,9 @@ func TestWhatIsRecordedShows(t *testing.T) {
 		{"no answer", func(m *metrics.Recorder) { m.Request(metrics.Cinder, 0) }, `cinderlift_errors_total{service="cinder"} 1`},
 		{"server error", func(m *metrics.Recorder) { m.Request(metrics.Keystone, 503) },
 			`cinderlift_errors_total{service="keystone"} 1`},
+		{"paused", func(m *metrics.Recorder) { m.Paused("ceph", true) }, `cinderlift_paused{reason="ceph"} 1`},
+		{"paused no more", func(m *metrics.Recorder) { m.Paused("ceph", true); m.Paused("ceph", false) },
+			`cinderlift_paused{reason="ceph"} 0`},
 		{"bus up", func(m *metrics.Recorder) { m.BusConnected(true) }, `cinderlift_bus_connected 1`},
 		{"bus again", func(m *metrics.Recorder) { m.BusReconnected() }, `cinderlift_bus_reconnects_total 1`},
 		{"bus lost", func(m *metrics.Recorder) { m.BusFailed() }, `cinderlift_errors_total{service="bus"} 1`},

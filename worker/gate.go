@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -154,20 +155,16 @@ const (
 	fullWithin    = 5 * time.Minute // two projects refused within this time: it is the store that is full, not their quotas
 )
 
-// presses lists what is no job's own problem, as a rule.
-func presses(r Reason) bool {
-	switch r {
-	case ReasonCephUnavailable, ReasonPoolFull, ReasonGlanceUnavailable, ReasonCinderUnavailable, ReasonBusUnavailable:
-		return true
-	default:
-		return false
-	}
+// Pauses lists the reasons for which the runner closes its gate: what is no job's own problem, as a rule.
+func Pauses() []Reason {
+	return []Reason{ReasonCephUnavailable, ReasonPoolFull, ReasonGlanceUnavailable, ReasonGlanceFull, ReasonCinderUnavailable,
+		ReasonBusUnavailable}
 }
 
 // failed notes the n-th failure in a row of something that will be tried again.
 func (p *pressure) failed(key string, n int, err error) {
 	reason := ReasonOf(err)
-	if n < pressureAfter || !presses(reason) {
+	if n < pressureAfter || !slices.Contains(Pauses(), reason) {
 		return
 	}
 	p.mu.Lock()

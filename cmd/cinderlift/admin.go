@@ -9,46 +9,30 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/cinderlift/cinderlift/worker"
 )
 
-// health is what /readyz answers: why the worker can't work, by the name of what is away.
-type health struct {
-	mu   sync.Mutex
-	away map[string]string
-}
+// readiness answers 200, or 503 with the reasons why no work is taken.
+func readiness(gate *worker.Gate) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		away := gate.Closed()
+		body, err := json.Marshal(map[string]any{"ready": len(away) == 0, "away": away})
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
 
-func (h *health) set(what string, err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.away == nil {
-		h.away = map[string]string{}
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if len(away) > 0 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_, _ = w.Write(append(body, '\n')) // a probe that hung up needs no answer
 	}
-	delete(h.away, what)
-	if err != nil {
-		h.away[what] = err.Error()
-	}
-}
-
-// ServeHTTP answers 200, or 503 with the reasons.
-func (h *health) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
-	h.mu.Lock()
-	body, err := json.Marshal(map[string]any{"ready": len(h.away) == 0, "away": h.away})
-	ready := len(h.away) == 0
-	h.mu.Unlock()
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	if !ready {
-		w.WriteHeader(http.StatusServiceUnavailable)
-	}
-	_, _ = w.Write(append(body, '\n')) // a probe that hung up needs no answer
 }
 
 // probe asks now and then whether what a worker needs is there, until ctx ends. A probe that hangs counts as away.
-func (h *health) probe(ctx context.Context, every time.Duration, what string, ask func(context.Context) error) {
+func probe(ctx context.Context, gate *worker.Gate, every time.Duration, what string, ask func(context.Context) error) {
 	for {
 		try, cancel := context.WithTimeoutCause(ctx, every, errors.New("no answer in "+every.String()))
 		err := ask(try)
@@ -59,7 +43,7 @@ func (h *health) probe(ctx context.Context, every time.Duration, what string, as
 		if ctx.Err() != nil {
 			return
 		}
-		h.set(what, err)
+		gate.Set(what, err)
 		select {
 		case <-ctx.Done():
 			return

@@ -10,18 +10,20 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cinderlift/cinderlift/worker"
 )
 
-type readiness struct {
+type answer struct {
 	Ready bool
 	Away  map[string]string
 }
 
-func ask(t *testing.T, h http.Handler) (int, readiness) {
+func ask(t *testing.T, h http.Handler) (int, answer) {
 	t.Helper()
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
-	var r readiness
+	var r answer
 	if err := json.Unmarshal(w.Body.Bytes(), &r); err != nil {
 		t.Fatalf("%v in %s", err, w.Body)
 	}
@@ -30,13 +32,14 @@ func ask(t *testing.T, h http.Handler) (int, readiness) {
 }
 
 func TestReadinessNamesWhatIsAway(t *testing.T) {
-	h := &health{}
+	g := &worker.Gate{}
+	h := readiness(g)
 	if code, r := ask(t, h); code != http.StatusOK || !r.Ready {
 		t.Errorf("nothing is away, and it answers %d %v", code, r)
 	}
-	h.set("ceph", errors.New("no answer"))
-	h.set("bus", errors.New("connection refused"))
-	h.set("bus", nil)
+	g.Set("ceph", errors.New("no answer"))
+	g.Set("bus", errors.New("connection refused"))
+	g.Set("bus", nil)
 	code, r := ask(t, h)
 	if code != http.StatusServiceUnavailable || r.Ready || len(r.Away) != 1 || r.Away["ceph"] != "no answer" {
 		t.Errorf("Ceph is away, and it answers %d %v", code, r)
@@ -47,10 +50,11 @@ func TestReadinessNamesWhatIsAway(t *testing.T) {
 func TestProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const every = 5 * time.Second
-		h := &health{}
+		g := &worker.Gate{}
+		h := readiness(g)
 		ctx, stop := context.WithCancel(t.Context())
 		mood := make(chan error, 1)
-		go h.probe(ctx, every, "ceph", func(ctx context.Context) error {
+		go probe(ctx, g, every, "ceph", func(ctx context.Context) error {
 			select {
 			case err := <-mood:
 				return err
@@ -81,7 +85,7 @@ func TestProbe(t *testing.T) {
 
 func TestAdminAddresses(t *testing.T) {
 	metrics := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("series")) })
-	s := adminServer(metrics, &health{})
+	s := adminServer(metrics, readiness(&worker.Gate{}))
 	for path, want := range map[string]int{"/metrics": 200, "/livez": 200, "/readyz": 200, "/": 404, "/debug/pprof/": 404} {
 		w := httptest.NewRecorder()
 		s.Handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
@@ -100,7 +104,7 @@ func TestAdminAddresses(t *testing.T) {
 func TestAddressInUse(t *testing.T) {
 	taken := httptest.NewServer(http.NotFoundHandler())
 	defer taken.Close()
-	_, err := serveAdmin(t.Context(), taken.Listener.Addr().String(), adminServer(http.NotFoundHandler(), &health{}),
+	_, err := serveAdmin(t.Context(), taken.Listener.Addr().String(), adminServer(http.NotFoundHandler(), http.NotFoundHandler()),
 		slog.New(slog.DiscardHandler))
 	if err == nil {
 		t.Error("listens on an address in use")

@@ -71,7 +71,11 @@ type config struct {
 	Slots     int           `default:"4" desc:"jobs at a time"`
 	LeaseTTL  time.Duration `split_words:"true" default:"30s" desc:"lease of a job; the same for the whole pool of workers"`
 	ScanEvery time.Duration `split_words:"true" default:"10s" desc:"how often to look for jobs of dead workers"`
-	SoftStop  time.Duration `split_words:"true" default:"20s" desc:"how long running jobs may go on after SIGTERM before they are handed over"`
+	Look      time.Duration `default:"15s" desc:"how often to look whether the volume and the image of a running job are still as they were"`
+	SoftStop  time.Duration `split_words:"true" default:"2s" desc:"how long running jobs may go on after SIGTERM before they are handed over; the process ends within 10s of it"`
+	Deaths    int           `default:"5" desc:"how many workers a job may kill in the same step before it is put aside"`
+	Aside     time.Duration `default:"1h" desc:"how long a job that kills its workers is put aside, for an operator to look at it, before it is ended"`
+	Slow      time.Duration `default:"2s" desc:"no new work while Ceph takes longer than this for one small answer"`
 	Patience  time.Duration `default:"24h" desc:"how long a step is tried again while a service is away"`
 	Retention time.Duration `default:"168h" desc:"how long finished jobs stay in the journal"`
 
@@ -219,13 +223,17 @@ func (c *config) numbers() error {
 	if c.LeaseTTL < 3*time.Second || c.LeaseTTL > 10*time.Minute {
 		return fmt.Errorf("CINDERLIFT_LEASE_TTL: %s is not between 3s and 10m", c.LeaseTTL)
 	}
-	for name, d := range map[string]time.Duration{"SCAN_EVERY": c.ScanEvery, "PATIENCE": c.Patience, "RETENTION": c.Retention} {
+	for name, d := range map[string]time.Duration{"SCAN_EVERY": c.ScanEvery, "PATIENCE": c.Patience, "RETENTION": c.Retention,
+		"LOOK": c.Look, "SLOW": c.Slow} {
 		if d <= 0 {
 			return fmt.Errorf("CINDERLIFT_%s: %s is not above zero", name, d)
 		}
 	}
-	if c.SoftStop < 0 {
-		return fmt.Errorf("CINDERLIFT_SOFT_STOP: %s is below zero", c.SoftStop)
+	if c.SoftStop < 0 || c.Aside < 0 {
+		return fmt.Errorf("CINDERLIFT_SOFT_STOP or CINDERLIFT_ASIDE: %s or %s is below zero", c.SoftStop, c.Aside)
+	}
+	if c.Deaths < 1 {
+		return fmt.Errorf("CINDERLIFT_DEATHS: %d is not above zero", c.Deaths)
 	}
 
 	return nil

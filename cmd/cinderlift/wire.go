@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -29,6 +31,23 @@ type parts struct {
 	cinder  *cinder.REST
 	cluster *ceph.Cluster
 	bus     *oslo.Bus
+	gate    *worker.Gate
+}
+
+// Names under which the gate is closed by probes; the runner has its own.
+const (
+	gateBus  = "bus"
+	gateCeph = "ceph"
+)
+
+// pauses lists all names under which the gate may be closed.
+func pauses() []string {
+	names := []string{gateBus, gateCeph}
+	for _, r := range worker.Pauses() {
+		names = append(names, string(r))
+	}
+
+	return names
 }
 
 // probeEvery is how often readiness is looked at; shorter than an orchestrator's usual period of 10 s.
@@ -37,7 +56,8 @@ const probeEvery = 5 * time.Second
 // assemble builds everything and fails fast: a worker that can't sign in or reach Ceph has to say so at once.
 func assemble(ctx context.Context, c config, o openstack, log *slog.Logger) (_ *parts, err error) {
 	p := &parts{config: c, log: log, metrics: metrics.New(metrics.Options{
-		Version: version(), Strategies: strategies.All(), Steps: steps()})}
+		Version: version(), Strategies: strategies.All(), Steps: steps(), Pauses: pauses()})}
+	p.gate = &worker.Gate{Changed: p.paused}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -57,6 +77,16 @@ func assemble(ctx context.Context, c config, o openstack, log *slog.Logger) (_ *
 		Namespace: c.JournalNamespace, Owner: c.Name, LeaseTTL: c.LeaseTTL, Logger: log})
 
 	return p, err
+}
+
+// paused tells operators when taking work stops, and when it goes on.
+func (p *parts) paused(name string, is bool) {
+	p.metrics.Paused(name, is)
+	if is {
+		p.log.Warn("taking no new work", "reason", name)
+	} else {
+		p.log.Info("a reason for taking no new work is gone", "reason", name)
+	}
 }
 
 // close gives everything back, the last first.
@@ -167,6 +197,10 @@ func (c *config) journalPool() string {
 	return c.ImagePool // "": internal/ceph takes images
 }
 
+// imagePool is where images go as far as the configuration says; where it does not, the pool of the journal, which is
+// there in any case.
+func (p *parts) imagePool() string { return cmp.Or(p.config.ImagePool, p.config.journalPool(), "images") }
+
 func (c *config) strategyOptions() strategies.Options {
 	return strategies.Options{Order: c.Strategies, Register: strategies.RegisterMode(c.Register), VolumePools: c.VolumePools,
 		ImagePool: c.ImagePool, ImageFSID: c.ImageFsid, StoreID: c.ImageStore}
@@ -196,9 +230,20 @@ func (p *parts) runner() *worker.Runner {
 		Context:  traced,
 		Recorder: p.metrics,
 		Logger:   p.log,
-		Config: worker.Config{Slots: c.Slots, Lease: worker.LeaseTimes{TTL: c.LeaseTTL}, Scan: c.ScanEvery,
-			SoftStop: c.SoftStop, Backoff: worker.Backoff{Patience: c.Patience}, Retention: c.Retention},
+		Gate:     p.gate,
+		Config: worker.Config{Slots: c.Slots, Lease: worker.LeaseTimes{TTL: c.LeaseTTL}, Scan: c.ScanEvery, Look: c.Look,
+			SoftStop: c.SoftStop, Aside: zeroIs(c.Aside, -1), Retention: c.Retention,
+			Backoff: worker.Backoff{Patience: c.Patience, Claims: c.Deaths}},
 	}
+}
+
+// zeroIs answers other for zero, where worker takes zero for its default.
+func zeroIs(d, other time.Duration) time.Duration {
+	if d == 0 {
+		return other
+	}
+
+	return d
 }
 
 // traced makes every request to OpenStack on a job's behalf bear the id by which its user's request can be followed.
@@ -220,9 +265,12 @@ func serve(ctx context.Context, c config, o openstack, inject func(*worker.Runne
 		return err
 	}
 	defer p.close()
-	ready := &health{}
-	ready.set("bus", errors.New("not connected yet"))
-	stopAdmin, err := serveAdmin(ctx, c.Listen, adminServer(p.metrics.Handler(), ready), log)
+	defer atLast(ctx, c.SoftStop, func() {
+		log.Error("stopping took too long; what is left goes on elsewhere when its leases end")
+		os.Exit(exitFailed)
+	})()
+	p.gate.Set(gateBus, errors.New("not connected yet"))
+	stopAdmin, err := serveAdmin(ctx, c.Listen, adminServer(p.metrics.Handler(), readiness(p.gate)), log)
 	if err != nil {
 		return errConfig{fmt.Errorf("CINDERLIFT_LISTEN: %w", err)}
 	}
@@ -233,10 +281,12 @@ func serve(ctx context.Context, c config, o openstack, inject func(*worker.Runne
 	defer w.Wait()
 	defer stop()
 	w.Go(func() { _ = p.bus.Run(background) }) // ends with background, without an error
-	w.Go(func() { ready.probe(background, probeEvery, "bus", p.busReady) })
-	w.Go(func() { ready.probe(background, probeEvery, "ceph", p.cephReady) })
+	w.Go(func() { probe(background, p.gate, probeEvery, gateBus, p.busReady) })
+	w.Go(func() { probe(background, p.gate, probeEvery, gateCeph, p.cephReady) })
 	log.Info("worker started", "version", version(), "slots", c.Slots)
-	err = inject(p.runner()).Run(ctx)
+	r := p.runner()
+	r.Hurry = hurried(ctx, log)
+	err = inject(r).Run(ctx)
 	log.Info("worker stopped")
 
 	return err
@@ -271,8 +321,19 @@ func linkText(l oslo.LinkState) string {
 	}
 }
 
+// cephReady looks whether the journal answers, soon enough, and whether there is room for images. Running jobs go on
+// whatever it says; a slow or full cluster does not get more of them.
 func (p *parts) cephReady(ctx context.Context) error {
+	start := time.Now()
 	err := p.cluster.Ping(ctx)
+	if err == nil {
+		if took := time.Since(start); took > p.config.Slow {
+			err = fmt.Errorf("the journal took %s for one small answer, more than CINDERLIFT_SLOW", took.Round(time.Millisecond))
+		}
+	}
+	if err == nil {
+		err = p.cluster.Full(ctx, p.imagePool())
+	}
 	if err != nil && ctx.Err() == nil {
 		p.metrics.CephFailed()
 	}
