@@ -14,9 +14,10 @@ import (
 	"github.com/cinderlift/cinderlift/worker"
 )
 
-// fenceTime is how long an address stays on the blocklist, in seconds: longer than a suspended process may sleep and
-// still be resumed by an operator, short enough that entries go away by themselves.
-const fenceTime = "3600.0"
+// fenceTime is how long an address stays on the blocklist, in seconds: a day. When the entry is gone, a process that slept
+// since before (a suspended machine) sends again what it had sent last. Ceph's own hour is too short for that; an entry
+// costs a line in the OSD map, and goes away by itself.
+const fenceTime = "86400.0"
 
 // clientAddr matches one address of a client: port 0 and a nonce. Daemons have a port, so an entry of a journal that
 // somebody tampered with can't make us blocklist one.
