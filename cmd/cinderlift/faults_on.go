@@ -25,8 +25,8 @@ import (
 // fires once in a process, those that name the same step one after the other, and says so in the log before it acts.
 const faultVariable = "CINDERLIFT_FAULT"
 
-// The modes. What comes after = is the time in die-in and stop-in; without it they act at the first progress, a moment
-// after Do has begun, or at its end, whichever comes first.
+// The modes. What comes after = is the time in die-in, stop-in and term-in; without it they act at the first progress, a
+// moment after Do has begun, or at its end, whichever comes first.
 const (
 	dieBefore      = "die-before"      // kill -9 of this process instead of the call
 	dieIn          = "die-in"          // during the call
@@ -39,14 +39,18 @@ const (
 	hang           = "hang"            // no call, until ctx ends
 	stopBefore     = "stop"            // SIGSTOP of this process; the call follows when somebody wakes it
 	stopIn         = "stop-in"         // during the call
+	termIn         = "term-in"         // SIGTERM to this process during the call
 )
 
 func faultModes() []string {
-	return []string{dieBefore, dieIn, dieAfter, notApplied, appliedFailed, appliedRefused, refused, otherWay, hang, stopBefore, stopIn}
+	return []string{dieBefore, dieIn, dieAfter, notApplied, appliedFailed, appliedRefused, refused, otherWay, hang, stopBefore, stopIn, termIn}
 }
 
 // moment is long enough for a call to have begun and short enough that few have ended.
 const moment = 3 * time.Millisecond
+
+// listed begins the lines that name everything of a plan that can be made to fail; tests make their cells from them.
+const listed = "failpoints"
 
 var errInjected = errors.New("injected by " + faultVariable)
 
@@ -97,7 +101,7 @@ func parseFault(text string) (*failpoint, error) {
 // failpoint is one of them.
 type failpoint struct {
 	strategy, step, mode, image string
-	after                       time.Duration // die-in and stop-in: counted from the beginning of the call
+	after                       time.Duration // die-in, stop-in, term-in: counted from the beginning of the call
 	early                       bool          // or at the first progress
 
 	fired atomic.Bool
@@ -153,15 +157,19 @@ type faultyStrategy struct {
 func (s faultyStrategy) Plan(ctx context.Context, t worker.Task) (worker.Plan, error) {
 	p, err := s.Strategy.Plan(ctx, t)
 	p.Steps = slices.Clone(p.Steps)
+	names := p.Names()
 	for i, step := range p.Steps {
 		p.Steps[i].Do = s.faults.around(s.log, s.Name(), step.Name, t.Job.ImageID, step.Do)
 		if step.Undo == nil {
 			continue
 		}
-		undo := s.faults.around(s.log, s.Name(), "undo-"+step.Name, t.Job.ImageID,
+		name := "undo-" + step.Name
+		names = append(names, name)
+		undo := s.faults.around(s.log, s.Name(), name, t.Job.ImageID,
 			func(ctx context.Context, _ worker.Progress) error { return step.Undo(ctx) })
 		p.Steps[i].Undo = func(ctx context.Context) error { return undo(ctx, nil) }
 	}
+	s.log.Info(listed, "strategy", s.Name(), "steps", names)
 
 	return p, err
 }
@@ -177,6 +185,7 @@ func (s faultySettler) Settle(j worker.Job, o worker.Outcome) []worker.Step {
 	for i, step := range steps {
 		steps[i].Do = s.faults.around(s.log, "settle", step.Name, j.ImageID, step.Do)
 	}
+	s.log.Info(listed, "strategy", "settle", "steps", worker.Plan{Steps: steps}.Names())
 
 	return steps
 }
@@ -204,7 +213,9 @@ func (f *failpoint) fire(ctx context.Context, p worker.Progress, do call, log *s
 	case dieIn:
 		return f.during(ctx, p, do, func() { log.Warn(said); die() })
 	case stopIn:
-		return f.during(ctx, p, do, func() { log.Warn(said); stop() })
+		return f.during(ctx, p, do, func() { log.Warn(said); signalSelf(syscall.SIGSTOP) })
+	case termIn:
+		return f.during(ctx, p, do, func() { log.Warn(said); signalSelf(syscall.SIGTERM) })
 	case dieAfter, appliedFailed, appliedRefused:
 		err := do(ctx, p)
 		log.Warn(said, "error", err)
@@ -219,7 +230,7 @@ func (f *failpoint) fire(ctx context.Context, p worker.Progress, do call, log *s
 	case dieBefore:
 		die()
 	case stopBefore:
-		stop()
+		signalSelf(syscall.SIGSTOP) // until somebody sends SIGCONT
 
 		return do(ctx, p)
 	case hang:
@@ -265,9 +276,8 @@ func (f *failpoint) during(ctx context.Context, p worker.Progress, do call, act 
 
 // die ends this process as a power cut does.
 func die() {
-	_ = syscall.Kill(syscall.Getpid(), syscall.SIGKILL)
+	signalSelf(syscall.SIGKILL)
 	select {}
 }
 
-// stop suspends this process until somebody sends SIGCONT.
-func stop() { _ = syscall.Kill(syscall.Getpid(), syscall.SIGSTOP) }
+func signalSelf(s syscall.Signal) { _ = syscall.Kill(syscall.Getpid(), s) } // it can't fail
