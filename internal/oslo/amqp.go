@@ -175,6 +175,14 @@ func (a *amqpConnection) Consumer() (consumerChannel, error) {
 	return &amqpConsumer{c}, nil
 }
 
+func (a *amqpConnection) Getter() (getterChannel, error) {
+	c, err := a.channel()
+	if err != nil {
+		return nil, err
+	}
+	return &amqpConsumer{c}, nil
+}
+
 func (a *amqpConnection) Publisher() (publisherChannel, error) {
 	c, err := a.channel()
 	if err != nil {
@@ -281,14 +289,38 @@ func (c *amqpConsumer) Consume(queue string) (<-chan incoming, error) {
 	go func() {
 		defer close(out)
 		for d := range deliveries {
-			out <- incoming{
-				Tag: d.DeliveryTag, Redelivered: d.Redelivered, Exchange: d.Exchange, RoutingKey: d.RoutingKey,
-				ContentType: d.ContentType, ContentEncoding: d.ContentEncoding, Expiration: d.Expiration,
-				Headers: d.Headers, Body: d.Body,
-			}
+			out <- incomingOf(d)
 		}
 	}()
 	return out, nil
+}
+
+// table reads a nested table of headers.
+func table(v any) map[string]any {
+	switch t := v.(type) {
+	case amqp.Table:
+		return t
+	case map[string]any:
+		return t
+	}
+	return nil
+}
+
+func incomingOf(d amqp.Delivery) incoming {
+	return incoming{
+		Tag: d.DeliveryTag, Redelivered: d.Redelivered, Exchange: d.Exchange, RoutingKey: d.RoutingKey,
+		ContentType: d.ContentType, ContentEncoding: d.ContentEncoding, Expiration: d.Expiration,
+		Headers: d.Headers, Body: d.Body,
+	}
+}
+
+// Get is basic.get.
+func (c *amqpConsumer) Get(queue string) (incoming, bool, error) {
+	d, ok, err := c.ch.Get(queue, false)
+	if err != nil {
+		return incoming{}, false, c.why(err)
+	}
+	return incomingOf(d), ok, nil
 }
 
 func (c *amqpConsumer) Cancel() error {
@@ -318,9 +350,12 @@ type amqpPublisher struct {
 }
 
 func (p *amqpPublisher) Publish(exchange, key string, mandatory bool, m publishing) (confirmation, error) {
+	if m.properties == (properties{}) {
+		m.contentType, m.contentEncoding = JSONContentType, "utf-8"
+	}
 	confirm, err := p.ch.PublishWithDeferredConfirm(exchange, key, mandatory, false, amqp.Publishing{
-		ContentType: JSONContentType, ContentEncoding: "utf-8", DeliveryMode: amqp.Persistent,
-		Headers: amqp.Table(m.Headers), Body: m.Body,
+		ContentType: m.contentType, ContentEncoding: m.contentEncoding, Expiration: m.expiration,
+		DeliveryMode: amqp.Persistent, Headers: amqp.Table(m.Headers), Body: m.Body,
 	})
 	if err != nil {
 		return nil, translate(err)

@@ -18,7 +18,17 @@ type Options struct {
 
 	QueueType     QueueType // of the work queue; default as the cloud's
 	DeliveryLimit int       // deliveries before a quorum queue dead-letters; default 20
-	DeadLetter    string    // exchange and queue; default Topic + ".dead"
+
+	// Poison is how many takers of a message may not have come back from it before it is taken for the dead letters
+	// unread; default 8, and always some below DeliveryLimit, so that it is we who do it and not the broker, whose dead
+	// letters are not redacted. Below 0: never.
+	Poison int
+
+	DeadLetter string // exchange and queue; default Topic + ".dead"
+
+	// Probe is how often the publishing connection is tried when nothing else is published: a broker in an alarm says
+	// so only to who publishes. Default 5 s; below 0: never.
+	Probe time.Duration
 
 	Limits Limits // of a message
 	Logger *slog.Logger
@@ -52,6 +62,15 @@ func (o Options) withDefaults() Options {
 	}
 	if o.DeliveryLimit == 0 {
 		o.DeliveryLimit = 20
+	}
+	if o.Poison == 0 {
+		o.Poison = 8
+	}
+	if most := max(1, o.DeliveryLimit-unread-1); o.Poison > most {
+		o.Poison = most
+	}
+	if o.Probe == 0 {
+		o.Probe = 5 * time.Second
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -109,6 +128,7 @@ func (b *Bus) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { b.consume.run(ctx) })
 	wg.Go(func() { b.publish.link.run(ctx) })
+	wg.Go(func() { b.publish.probe(ctx) })
 	wg.Wait()
 	return nil
 }

@@ -194,23 +194,93 @@ func TestBrokerRestart(t *testing.T) {
 	}
 }
 
-// A quorum queue gives up on a message by itself after its delivery limit: it is in
-// the dead letters then, not lost.
+// A quorum queue gives up on a message by itself after its delivery limit: it is in the dead letters then, not lost, with
+// everything that was in it. Looking at it takes the token away. Our own limit comes first unless it is switched off.
 func TestDeliveryLimit(t *testing.T) {
-	d := openDesk(t, openLab(t, ""), func(o *Options) { o.QueueType, o.DeliveryLimit = Quorum, 3 })
-	d.cast("poison")
+	d := openDesk(t, openLab(t, ""), func(o *Options) { o.QueueType, o.DeliveryLimit, o.Poison = Quorum, 3, -1 })
+	d.send(wrap(poisonBody))
 	for i := range 4 {
-		got := d.receive()
-		if got.DeliveryCount != i {
-			t.Errorf("delivery count = %d, want %d", got.DeliveryCount, i)
-		}
-		if err := got.Requeue(); err != nil {
-			t.Fatal(err)
+		d.crash(d.receiveCount(i))
+	}
+	l := d.openDead()
+	for range 3 {
+		if got := d.listed(l, 1)[0]; got.Reason != "dead-lettered by the broker: delivery_limit" || got.RoutingKey != d.o.Topic ||
+			got.Exchange != d.o.Exchange || time.Since(got.Time).Abs() > time.Hour || bytes.Contains(got.Body, []byte("tok-123")) {
+			t.Errorf("listed %+v", got)
 		}
 	}
-	m := d.take(d.o.DeadLetter)
-	if !bytes.Contains(m.Body, []byte("poison")) || m.Headers["x-death"] == nil {
+	if m := d.take(d.o.DeadLetter); bytes.Contains(m.Body, []byte("tok-123")) || !bytes.Contains(m.Body, []byte("volume_id")) {
 		t.Errorf("dead letter %v: %s", m.Headers, m.Body)
+	}
+	d.backlog(0)
+}
+
+// A call whose time is up in the queue is put there by a quorum queue too.
+func TestExpiredCall(t *testing.T) {
+	d := openDesk(t, openLab(t, ""), func(o *Options) { o.QueueType = Quorum })
+	m := Message{Body: []byte(wrap(poisonBody)), properties: properties{JSONContentType, "utf-8", "100"}}
+	if err := d.b.Publish(d.ctx(), d.o.Exchange, d.o.Topic, m, true); err != nil {
+		t.Fatal(err)
+	}
+	l := d.openDead()
+	if got := d.listed(l, 1)[0]; got.Reason != "dead-lettered by the broker: expired" || bytes.Contains(got.Body, []byte("tok-123")) {
+		t.Errorf("listed %+v", got)
+	}
+	if _, err := l.Drop(d.ctx(), everything); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A memory alarm: State says so within seconds though nobody publishes, publishing fails typed and in time, taking and
+// settling go on, and all resumes by itself on the same connection.
+func TestAlarm(t *testing.T) {
+	s := openLab(t, "")
+	d := openDesk(t, s, func(o *Options) { o.Probe = 200 * time.Millisecond })
+	for _, name := range []string{"one", "two", "three"} {
+		d.cast(name)
+	}
+	before := d.b.State().Publish.Generation
+	over := func() { s.rabbitmqctl(t, "set_vm_memory_high_watermark", "0.4") }
+	t.Cleanup(over)
+	s.rabbitmqctl(t, "set_vm_memory_high_watermark", "0.00001")
+	start := time.Now()
+	d.until("blocked", func() bool { st := d.b.State(); return !st.Ready() && st.Publish.Blocked != "" && st.Publish.Connected })
+	t.Logf("known after %v: %s", time.Since(start), d.b.State().Publish.Blocked)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := d.b.Cast(ctx, d.o.Exchange, d.o.Topic, Cast{Method: "four"}); !errors.Is(err, ErrDisconnected) || errors.Is(err, ErrNotConfirmed) {
+		t.Errorf("error = %v", err)
+	}
+	if got := d.receive(); got.Request.Method != "one" || got.Ack() != nil {
+		t.Errorf("received %+v", got.Request)
+	}
+	if err := d.receive().Requeue(); err != nil {
+		t.Errorf("give back: %v", err)
+	}
+	waiting := make(chan error, 1)
+	go func() {
+		waiting <- d.b.Cast(d.ctx(), d.o.Exchange, d.o.Topic, Cast{Method: "five"})
+	}()
+	over()
+	start = time.Now()
+	if err := <-waiting; err != nil {
+		t.Errorf("a message that waited: %v", err)
+	}
+	d.until("ready", func() bool { return d.b.State().Ready() })
+	t.Logf("ready again after %v", time.Since(start))
+	if now := d.b.State().Publish.Generation; now != before {
+		t.Errorf("connection %d has become %d", before, now)
+	}
+	seen := map[string]bool{}
+	for range 3 {
+		got := d.receive()
+		seen[got.Request.Method] = true
+		if err := got.Ack(); err != nil {
+			t.Error(err)
+		}
+	}
+	if !seen["two"] || !seen["three"] || !seen["five"] {
+		t.Errorf("received %v", seen)
 	}
 	d.backlog(0)
 }

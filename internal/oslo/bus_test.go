@@ -28,7 +28,7 @@ func newFakeSite(t *testing.T, url string) *fakeSite {
 
 func (s *fakeSite) options(*testing.T) Options {
 	s.n++
-	return Options{Transport: s.transport, Exchange: fmt.Sprint("x", s.n), Topic: fmt.Sprint("topic", s.n), dial: s.b.dial}
+	return Options{Transport: s.transport, Exchange: fmt.Sprint("x", s.n), Topic: fmt.Sprint("topic", s.n), Probe: -1, dial: s.b.dial}
 }
 
 func (s *fakeSite) ready(_ *testing.T, name string) int {

@@ -45,6 +45,7 @@ const (
 	ReasonVersion      Reason = "version"
 	ReasonMissingField Reason = "missing-field"
 	ReasonWrongType    Reason = "wrong-type"
+	ReasonPoison       Reason = "poison" // its takers did not come back from it, so it was not even read
 )
 
 // DecodeError is the error of Decode. Detail never holds a value from the

@@ -17,6 +17,8 @@ type Message struct {
 	Body     []byte
 	UniqueID string         // the _unique_id in the body, for the log
 	Headers  map[string]any // nil for everything that Python peers read
+
+	properties
 }
 
 // Cast is an outgoing request that nobody answers.
@@ -30,9 +32,14 @@ type Cast struct {
 	// WithSecret sends the user's token along. Only for a message that goes back
 	// to the service the token came from.
 	WithSecret bool
+
+	// UniqueID is the _unique_id; empty: a fresh one. A server ignores a message whose id is among the last 16 that it
+	// has received (oslo.messaging 8ea2d5b _drivers/amqp.py:94-116). It does not acknowledge it either, so the broker
+	// delivers it once more to whoever comes after that process: only for what must not be done twice at the same time.
+	UniqueID string
 }
 
-// EncodeCast encodes c with a fresh _unique_id.
+// EncodeCast encodes c.
 func EncodeCast(c Cast) (Message, error) {
 	if c.Method == "" {
 		return Message{}, errors.New("encode cast: no method")
@@ -51,7 +58,10 @@ func EncodeCast(c Cast) (Message, error) {
 	body := []member{{"method", c.Method}, {"args", json.RawMessage(raw)}}
 	body = appendText(body, "namespace", c.Namespace)
 	body = appendText(body, "version", c.Version)
-	return envelope(append(body, c.Context.members(c.WithSecret)...))
+	if c.UniqueID == "" {
+		c.UniqueID = newID()
+	}
+	return envelope(append(body, c.Context.members(c.WithSecret)...), c.UniqueID)
 }
 
 // Reply is the answer to a call. The zero value is a success with the result null.
@@ -78,7 +88,7 @@ func EncodeReply(msgID string, r Reply) (Message, error) {
 	}
 	message, err := envelope([]member{
 		{"result", r.Result}, {"failure", failure}, {"ending", !r.Heartbeat}, {"_msg_id", msgID},
-	})
+	}, newID())
 	if err != nil {
 		return Message{}, fmt.Errorf("encode reply to %s: %w", msgID, err)
 	}
@@ -130,9 +140,9 @@ func EncodeNotification(n Notification) (Message, error) {
 		}
 	}
 	if n.Bare {
-		return bare(body)
+		return bare(body, newID())
 	}
-	return envelope(body)
+	return envelope(body, newID())
 }
 
 func (n Notification) priority() Priority {
@@ -165,8 +175,8 @@ func appendText(body []member, key, text string) []member {
 }
 
 // envelope writes the two JSON layers (_drivers/common.py:66-69, 288-294).
-func envelope(body []member) (Message, error) {
-	m, err := bare(body)
+func envelope(body []member, id string) (Message, error) {
+	m, err := bare(body, id)
 	if err != nil {
 		return Message{}, err
 	}
@@ -174,8 +184,7 @@ func envelope(body []member) (Message, error) {
 	return m, err
 }
 
-func bare(body []member) (Message, error) {
-	id := newID()
+func bare(body []member, id string) (Message, error) {
 	text, err := marshalMembers(append(body, member{"_unique_id", id}))
 	if err != nil {
 		return Message{}, err

@@ -222,6 +222,14 @@ func (c *fakeConn) Consumer() (consumerChannel, error) {
 	return ch, nil
 }
 
+func (c *fakeConn) Getter() (getterChannel, error) {
+	ch, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	return ch, nil
+}
+
 func (c *fakeConn) Publisher() (publisherChannel, error) {
 	ch, err := c.open()
 	if err != nil {
@@ -255,8 +263,10 @@ func (ch *fakeChannel) die(err error) {
 	ch.err = err
 	delete(ch.conn.channels, ch)
 	ch.stop()
-	for tag := range ch.unsettled {
-		ch.putBack(tag)
+	for tag := ch.tag; tag > 0; tag-- { // the oldest ends in front again
+		if _, ok := ch.unsettled[tag]; ok {
+			ch.putBack(tag)
+		}
 	}
 	for _, c := range ch.confirms {
 		c.finish(false)
@@ -348,6 +358,26 @@ func (ch *fakeChannel) Consume(name string) (<-chan incoming, error) {
 	return ch.out, err
 }
 
+func (ch *fakeChannel) Get(name string) (m incoming, ok bool, err error) {
+	err = ch.do("get", func() error {
+		q, known := ch.b.queues[name]
+		if !known {
+			return &brokerError{codeNotFound, "NOT_FOUND - no queue '" + name + "'"}
+		}
+		if ok = len(q.ready) > 0; !ok {
+			return nil
+		}
+		first := q.ready[0]
+		q.ready = q.ready[1:]
+		ch.tag++
+		first.in.Tag = ch.tag
+		ch.unsettled[ch.tag] = held{q, first}
+		m = first.in
+		return nil
+	})
+	return m, ok, err
+}
+
 func (ch *fakeChannel) Cancel() error {
 	return ch.do("cancel", func() error {
 		ch.stop()
@@ -398,11 +428,14 @@ func (ch *fakeChannel) Publish(exchange, key string, mandatory bool, p publishin
 		ch.die(&brokerError{codeNotFound, "NOT_FOUND - no exchange '" + exchange + "'"})
 		return c, nil
 	}
+	if p.properties == (properties{}) {
+		p.contentType, p.contentEncoding = JSONContentType, "utf-8"
+	}
 	queues := ch.b.route(exchange, key)
 	for _, q := range queues {
 		q.ready = append(q.ready, fakeMessage{in: incoming{
-			Exchange: exchange, RoutingKey: key, ContentType: JSONContentType, ContentEncoding: "utf-8",
-			Headers: p.Headers, Body: bytes.Clone(p.Body),
+			Exchange: exchange, RoutingKey: key, ContentType: p.contentType, ContentEncoding: p.contentEncoding,
+			Expiration: p.expiration, Headers: p.Headers, Body: bytes.Clone(p.Body),
 		}})
 		ch.b.dispatch(q)
 	}

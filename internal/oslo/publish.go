@@ -70,7 +70,11 @@ func (p *publisher) exclusively(ctx context.Context, f func() error) error {
 	select {
 	case p.slot <- struct{}{}:
 	case <-ctx.Done():
-		return fmt.Errorf("%w: waiting for an earlier message: %w", ErrDisconnected, context.Cause(ctx))
+		why := "waiting for an earlier message"
+		if blocked := p.link.snapshot().Blocked; blocked != "" {
+			why = "the broker is " + blocked
+		}
+		return fmt.Errorf("%w: %s: %w", ErrDisconnected, why, context.Cause(ctx))
 	}
 	defer func() { <-p.slot }()
 	if ctx.Err() != nil {
@@ -139,7 +143,7 @@ func (p *publisher) write(ctx context.Context, exchange, key string, m Message, 
 	done := make(chan written, 1)
 	ch := p.channel
 	go func() {
-		confirm, err := ch.Publish(exchange, key, mandatory, publishing{Body: m.Body, Headers: m.Headers})
+		confirm, err := ch.Publish(exchange, key, mandatory, publishing{m.Body, m.Headers, m.properties})
 		done <- written{confirm, err}
 	}()
 	select {
@@ -178,6 +182,30 @@ func (p *publisher) lost(exchange, key string) error {
 		cause = errors.New("the broker answered nack")
 	}
 	return fmt.Errorf("%w: exchange %q, key %q: %w", ErrNotConfirmed, exchange, key, cause)
+}
+
+// probeKey names no queue: what is published with it goes nowhere, and its confirm says that the broker reads.
+const probeKey = "cinderlift.probe"
+
+// probe publishes something that nobody gets, now and then and at once on each new connection: a broker in an alarm only
+// tells those who publish, and only then does State know. While it is blocked the probe waits, and whoever publishes waits
+// behind it and has not sent anything; so nothing is in doubt, and the connection is kept.
+func (p *publisher) probe(ctx context.Context) {
+	if p.options.Probe < 0 {
+		return
+	}
+	for ctx.Err() == nil {
+		s, err := p.link.wait(ctx)
+		if err != nil {
+			return
+		}
+		_ = p.exclusively(ctx, func() error { return p.send(ctx, "", probeKey, Message{Body: []byte("{}")}, false) }) // shows in State
+		select {
+		case <-s.over:
+		case <-ctx.Done():
+		case <-time.After(p.options.Probe):
+		}
+	}
 }
 
 // Publish sends m and waits until the broker has it. It does not try again: the errors

@@ -30,7 +30,7 @@ type Delivery struct {
 	DecodeError error // not nil: there is no request, only a message for the dead letters
 
 	Redelivered   bool
-	DeliveryCount int           // earlier deliveries; on a classic queue 1 stands for "some"
+	DeliveryCount int           // takers that neither settled it nor gave it back
 	Expiration    time.Duration // how long from publishing the caller waits; 0: unlimited
 	BodySize      int           // bytes
 
@@ -57,7 +57,7 @@ func (b *Bus) Receive(ctx context.Context) (*Delivery, error) {
 			}
 			return nil, context.Cause(ctx)
 		}
-		if err == nil && !b.answerPing(ctx, d) {
+		if err == nil && !b.recount(ctx, d) && !b.answerPing(ctx, d) {
 			return d, nil
 		}
 	}
@@ -143,10 +143,15 @@ func (b *Bus) first(ctx context.Context, ch consumerChannel, messages <-chan inc
 
 func (b *Bus) delivery(m incoming, ch consumerChannel) *Delivery {
 	d := &Delivery{
-		Redelivered: m.Redelivered, DeliveryCount: deliveryCount(m), Expiration: expiration(m.Expiration),
+		DeliveryCount: deliveryCount(m), Expiration: expiration(m.Expiration),
 		BodySize: len(m.Body), bus: b, message: m, channel: ch,
 	}
-	d.Request, d.DecodeError = decodeIncoming(m, b.options.Limits)
+	d.Redelivered = m.Redelivered || d.DeliveryCount > 0
+	if d.poison() {
+		d.DecodeError = poisonous(d.DeliveryCount)
+	} else {
+		d.Request, d.DecodeError = decodeIncoming(m, b.options.Limits)
+	}
 	if f := b.options.Events.Redelivered; f != nil && d.Redelivered {
 		f()
 	}
@@ -174,16 +179,6 @@ func decodeIncoming(m incoming, l Limits) (Request, error) {
 func compressed(m incoming) bool {
 	_, ok := m.Headers["compression"]
 	return ok
-}
-
-func deliveryCount(m incoming) int {
-	if n, ok := m.Headers["x-delivery-count"].(int64); ok && n > 0 {
-		return int(min(n, 1<<30))
-	}
-	if m.Redelivered {
-		return 1
-	}
-	return 0
 }
 
 // expiration is in milliseconds.
@@ -218,12 +213,6 @@ func (d *Delivery) Ack() error {
 	return d.settle("acknowledge", func() error { return d.channel.Ack(d.message.Tag) })
 }
 
-// Requeue puts the message back, for any worker. On a quorum queue before RabbitMQ 4.3
-// that counts as a failed delivery; to wait for something, use PauseIntake.
-func (d *Delivery) Requeue() error {
-	return d.settle("requeue", func() error { return d.channel.Requeue(d.message.Tag) })
-}
-
 // DeadLetter publishes the message, without its secrets, to the dead-letter exchange
 // and removes it from the queue after the broker has confirmed that. If it
 // can't be published the delivery is not settled. If only the removal fails
@@ -235,30 +224,11 @@ func (d *Delivery) DeadLetter(ctx context.Context, reason string) error {
 		return err
 	}
 	o := d.bus.options
-	m := Message{Body: redactBody(d.message.Body, compressed(d.message), o.Limits), Headers: d.deadHeaders(reason)}
+	m := Message{Body: d.deadBody(), Headers: d.deadHeaders(reason)}
 	if err := d.bus.publish.publish(ctx, "dead-letter", o.DeadLetter, d.message.RoutingKey, m, true); err != nil {
 		return fmt.Errorf("dead-letter message to %s: %w", o.DeadLetter, err)
 	}
 	return d.finish("acknowledge", func() error { return d.channel.Ack(d.message.Tag) })
-}
-
-// Headers of a dead letter.
-const (
-	HeaderReason     = "x-cinderlift-reason"
-	HeaderExchange   = "x-cinderlift-exchange"    // where the message was published
-	HeaderRoutingKey = "x-cinderlift-routing-key" // and with which key
-	HeaderBodySize   = "x-cinderlift-body-size"   // bytes before redaction
-	HeaderTime       = "x-cinderlift-time"        // RFC 3339, UTC
-)
-
-func (d *Delivery) deadHeaders(reason string) map[string]any {
-	if len(reason) > 1024 {
-		reason = reason[:1024]
-	}
-	return map[string]any{
-		HeaderReason: reason, HeaderExchange: d.message.Exchange, HeaderRoutingKey: d.message.RoutingKey,
-		HeaderBodySize: int64(d.BodySize), HeaderTime: time.Now().UTC().Format(time.RFC3339),
-	}
 }
 
 func (d *Delivery) settle(verb string, f func() error) error {

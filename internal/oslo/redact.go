@@ -41,6 +41,15 @@ func withheld(body []byte) []byte {
 	return out
 }
 
+// withheldBody recognises what withheld made.
+func withheldBody(body []byte) bool {
+	var b struct {
+		Withheld string `json:"withheld"`
+		SHA256   string `json:"sha256"`
+	}
+	return json.Unmarshal(body, &b) == nil && b.Withheld != "" && len(b.SHA256) == 2*sha256.Size
+}
+
 func mask(body []byte) []byte {
 	if len(body) > maxUnreadable {
 		body = body[:maxUnreadable]

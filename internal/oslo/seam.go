@@ -19,6 +19,8 @@ type connection interface {
 	Consumer() (consumerChannel, error)
 	// Publisher opens a channel in confirm mode.
 	Publisher() (publisherChannel, error)
+	// Getter opens a channel to look at messages one by one.
+	Getter() (getterChannel, error)
 	// Closed is closed when the connection is over; Err then says why.
 	Closed() <-chan struct{}
 	Err() error
@@ -51,6 +53,16 @@ type consumerChannel interface {
 	Close() error
 	// Err is why the channel is closed, nil while it is open.
 	Err() error
+}
+
+// getterChannel looks at messages without a consumer. Not for concurrent use.
+type getterChannel interface {
+	// Get takes the next message; false when there is none.
+	Get(queue string) (incoming, bool, error)
+	Ack(tag uint64) error
+	Requeue(tag uint64) error
+	// Close returns what is not acknowledged, as that of a consumerChannel.
+	Close() error
 }
 
 // publisherChannel publishes in confirm mode. One message at a time: a return carries
@@ -102,7 +114,16 @@ type incoming struct {
 type publishing struct {
 	Body    []byte
 	Headers map[string]any
+	properties
 }
+
+// properties of a message that only vary in copies of what others sent. The zero value is what oslo.messaging sends.
+type properties struct {
+	contentType, contentEncoding, expiration string
+}
+
+// asSent are those of a copy of m.
+func asSent(m incoming) properties { return properties{m.ContentType, m.ContentEncoding, m.Expiration} }
 
 // dialFunc connects and logs in to one host within ctx.
 type dialFunc func(ctx context.Context, t Transport, h Host, name string) (connection, error)

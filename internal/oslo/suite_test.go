@@ -153,6 +153,11 @@ func suite() map[string]func(t *testing.T, s site) {
 		"take and acknowledge":        takeAndAck,
 		"backlog stays in the queue":  backlogStays,
 		"requeue":                     requeue,
+		"poison":                      poison,
+		"poison withheld":             poisonWithheld,
+		"giving back does not count":  givingBackDoesNotCount,
+		"dead letters":                deadLetters,
+		"dead letters withheld":       deadWithheld,
 		"settled once":                settledOnce,
 		"dead letter":                 deadLetter,
 		"connection lost mid-way":     connectionLost,
@@ -232,7 +237,7 @@ func requeue(t *testing.T, s site) {
 		t.Fatal(err)
 	}
 	again := d.receive()
-	if !again.Redelivered || again.DeliveryCount != 1 || again.Request.Method != "one" {
+	if again.DeliveryCount != 0 || again.Request.Method != "one" {
 		t.Errorf("redelivered %v, count %d", again.Redelivered, again.DeliveryCount)
 	}
 	if err := again.Ack(); err != nil {

@@ -312,7 +312,8 @@ func (h Host) String() string {
 	if h.Username == "" && h.Password.IsZero() {
 		return h.Address()
 	}
-	return url.PathEscape(h.Username) + ":" + masked + "@" + h.Address()
+	// The first colon ends the user's name, and PathEscape leaves it alone.
+	return strings.NewReplacer(":", "%3A", "@", "%40").Replace(url.PathEscape(h.Username)) + ":" + masked + "@" + h.Address()
 }
 
 // LogValue is String for slog.
