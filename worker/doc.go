@@ -19,7 +19,12 @@
 //     journal says alone, unless the journal recorded that it ended well.
 //   - Before the commit point a failure undoes every step that may have begun, newest first. After it nothing is undone,
 //     nor when the commit step's Undo can't find out whether it had its effect.
+//   - That a job is given up is in the journal before anything is undone: a successor goes on undoing.
 //   - The outcome is in the journal before anyone is told (an outbox). Settling is a list of idempotent steps as well.
+//   - Every activity is in the journal before it begins. One that several workers did not come back from puts the job aside
+//     ([Aside]); it is ended later, or replayed by hand. So no job can kill workers for ever.
+//   - A record of a later [RecordVersion] is left alone.
+//   - Before the commit point a job that nobody wants any more (image deleted, volume taken back) stops within Config.Look.
 //
 // # Failures
 //

@@ -40,7 +40,7 @@ func (r *Runner) adopt(ctx, work context.Context) {
 		case <-r.hinted:
 			full.Reset(rand.N(hintSpread))
 		case <-suspects.C:
-			r.lookAt(ctx, work, r.suspects())
+			r.lookAt(ctx, work, r.suspects(), true)
 		}
 	}
 }
@@ -65,20 +65,21 @@ func (r *Runner) scan(ctx, work context.Context) {
 	}
 	r.forget()
 	rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] }) // workers scan apart
-	r.lookAt(ctx, work, keys)
+	r.lookAt(ctx, work, keys, false)
 }
 
 // slotWait is how long adoption waits for a slot. Most open jobs belong to workers that live, and finding that out takes
 // a slot for some milliseconds: without a wait the scan would pass the others by meanwhile.
 const slotWait = time.Second
 
-func (r *Runner) lookAt(ctx, work context.Context, keys []string) {
+// lookAt starts those that can be taken. Of suspects only those that still look as they did: a claim takes a slot.
+func (r *Runner) lookAt(ctx, work context.Context, keys []string, suspect bool) {
 	wait := slotWait
 	for _, key := range keys {
 		if ctx.Err() != nil {
 			return
 		}
-		if !r.adoptOne(ctx, work, key, wait) {
+		if !r.adoptOne(ctx, work, key, suspect, wait) {
 			wait = 0 // full: one wait a scan is enough
 		}
 	}
@@ -86,7 +87,7 @@ func (r *Runner) lookAt(ctx, work context.Context, keys []string) {
 
 // adoptOne starts the job if it is open and not ours already. Whether its lease is free shows in Claim. It reports false
 // when no slot became free within wait.
-func (r *Runner) adoptOne(ctx, work context.Context, key string, wait time.Duration) bool {
+func (r *Runner) adoptOne(ctx, work context.Context, key string, suspect bool, wait time.Duration) bool {
 	if r.knows(key) {
 		return true
 	}
@@ -105,7 +106,7 @@ func (r *Runner) adoptOne(ctx, work context.Context, key string, wait time.Durat
 
 		return true
 	}
-	if rec.Waits(time.Now()) || r.alive(key, rec.Stamp) {
+	if changed := r.sight(key, rec.Stamp); rec.Waits(time.Now()) || suspect && changed {
 		return true
 	}
 	slot, ok := r.freeSlot(ctx, wait)
@@ -116,18 +117,16 @@ func (r *Runner) adoptOne(ctx, work context.Context, key string, wait time.Durat
 	return ok
 }
 
-// alive notes what a job looks like and reports whether its owner, suspected until now, has renewed its lease after all.
-// That spares the claim, which takes a slot. Of others nothing is known: their last owner may just have given them back.
-func (r *Runner) alive(key string, stamp uint64) bool {
+// sight notes what a job looks like and reports whether that has changed.
+func (r *Runner) sight(key string, stamp uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s, known := r.seen[key]
-	if known && s.stamp == stamp {
+	if s, known := r.seen[key]; known && s.stamp == stamp {
 		return false
 	}
 	r.seen[key] = sighting{stamp, time.Now()}
 
-	return known && time.Since(s.since) > r.conf.Lease.Every
+	return true
 }
 
 // suspects lists the jobs whose owner has missed a renewal. Renewals come each Lease.Every and scans are closer together,

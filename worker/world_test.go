@@ -169,7 +169,9 @@ type proc struct {
 	journal *workertest.Journal
 	fault   func(op string) mode
 	runner  *worker.Runner
+	gate    *worker.Gate
 	cancel  context.CancelFunc
+	hurry   chan struct{}
 	done    chan struct{}
 
 	mu      sync.Mutex
@@ -186,12 +188,13 @@ type proc struct {
 // start runs a worker; fault may be nil.
 func (w *world) start(name string, fault func(op string) mode) *proc {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &proc{w: w, name: name, journal: w.store.Journal(name), fault: fault, cancel: cancel, done: make(chan struct{})}
+	p := &proc{w: w, name: name, journal: w.store.Journal(name), fault: fault, cancel: cancel,
+		hurry: make(chan struct{}), done: make(chan struct{}), gate: &worker.Gate{}}
 	p.journal.Fail = p.journalFault
 	p.runner = &worker.Runner{
 		Source: source{p}, Journal: p.journal, Facts: facts{p}, Settler: settler{p}, Recorder: recorder{p},
 		Strategies: func(worker.Claim) []worker.Strategy { return w.strategies(p) },
-		Logger:     slog.New(slog.DiscardHandler), Config: w.conf,
+		Logger:     slog.New(slog.DiscardHandler), Config: w.conf, Gate: p.gate, Hurry: p.hurry,
 	}
 	w.procs = append(w.procs, p)
 	go func() {
@@ -493,7 +496,9 @@ func (d *delivery) gone() {
 	defer d.p.mu.Unlock()
 	i := slices.Index(d.p.unacked, d.m)
 	if i < 0 {
-		d.p.w.t.Error("a delivery was settled twice")
+		if !d.p.dead { // killed in this very moment: the broker has it back
+			d.p.w.t.Error("a delivery was settled twice")
+		}
 
 		return
 	}
@@ -529,8 +534,11 @@ func (f facts) Task(ctx context.Context, j worker.Job) (worker.Task, error) {
 	if f.p.isDead() {
 		return worker.Task{}, errDead
 	}
-	if f.p.w.task != nil {
-		return f.p.w.task(ctx, f.p, j)
+	f.p.w.mu.Lock()
+	task := f.p.w.task
+	f.p.w.mu.Unlock()
+	if task != nil {
+		return task(ctx, f.p, j)
 	}
 
 	return f.p.w.plainTask(j)
