@@ -199,7 +199,9 @@ func (c *config) journalPool() string {
 
 // imagePool is where images go as far as the configuration says; where it does not, the pool of the journal, which is
 // there in any case.
-func (p *parts) imagePool() string { return cmp.Or(p.config.ImagePool, p.config.journalPool(), "images") }
+func (p *parts) imagePool() string {
+	return cmp.Or(p.config.ImagePool, p.config.journalPool(), "images")
+}
 
 func (c *config) strategyOptions() strategies.Options {
 	return strategies.Options{Order: c.Strategies, Register: strategies.RegisterMode(c.Register), VolumePools: c.VolumePools,
