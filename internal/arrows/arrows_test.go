@@ -30,6 +30,8 @@ func arrows() map[string][]string {
 		"internal/lab":                   {"internal/keystone"},
 		"internal/arrows":                {},
 		"deployments/demo":               {"internal/lab"},
+		"deployments/audit":              {"internal/lab"},
+		"deployments/chaos":              {"internal/keystone", "internal/lab", "internal/oslo"},
 		"glance/glancetest":              {},
 		"internal/keystone/keystonetest": {"internal/keystone"},
 		"internal/cinder/cindertest":     {},
