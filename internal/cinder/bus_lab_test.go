@@ -134,6 +134,9 @@ func (l *labWorld) settler(w *world) *Settler {
 func (l *labWorld) settle(t *testing.T, w *world, o worker.Outcome) {
 	t.Helper()
 	for _, s := range l.settler(w).Settle(w.job, o) {
+		if s.Name == stepSee {
+			w.cinder.becomes(w.cinder.after()) // by the cinder-volume of the test
+		}
 		ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
 		if err := s.Do(ctx, nil); err != nil {
 			t.Errorf("step %s: %v", s.Name, err)

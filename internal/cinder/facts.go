@@ -15,6 +15,10 @@ type Volumes interface {
 	// Volume looks at the volume. ReasonVolumeMissing only when Cinder says that there is none.
 	Volume(ctx context.Context, id string) (worker.Volume, error)
 
+	// Touched tells the volume's status and when Cinder last changed its record, a text that changes with every change
+	// of the status; "" for a volume that is gone.
+	Touched(ctx context.Context, id string) (status, at string, err error)
+
 	// ResetStatus frees the volume if it is still `uploading`: to in-use if it is attached, else to available. Any
 	// other status is left alone and is success, and so is a volume that is gone.
 	ResetStatus(ctx context.Context, id string) error
@@ -28,7 +32,8 @@ type Images interface {
 	// Image looks at the image. ReasonImageMissing only when Glance says that there is none.
 	Image(ctx context.Context, id string) (worker.Image, error)
 
-	// Discard deletes the image unless it is active. An active image, and one that is gone, is success.
+	// Discard deletes the image unless it is active. An active image, deactivated or not, and one that is gone, is
+	// success.
 	Discard(ctx context.Context, id string) error
 }
 
@@ -105,7 +110,7 @@ func claimsAdmin(j worker.Job) bool {
 // workable: everything up to active may be the work of an earlier try of ours; the steps find out whose it is.
 func workable(status string) bool {
 	switch status {
-	case worker.ImageQueued, worker.ImageSaving, worker.ImageImporting, worker.ImageActive:
+	case worker.ImageQueued, worker.ImageSaving, worker.ImageImporting, worker.ImageActive, worker.ImageDeactivated:
 		return true
 	default:
 		return false

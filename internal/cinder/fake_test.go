@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -47,8 +48,11 @@ type fakeBus struct {
 	faults
 	inbox chan Message
 	sent  []sent
-	beats []oslo.Request // the single ones first
-	on    int            // series that are running
+
+	// arrived is called when a result has got through; nil: whoever gets it ends in that moment.
+	arrived func(s sent)
+	beats   []oslo.Request // the single ones first
+	on      int            // series that are running
 }
 
 func (b *fakeBus) Receive(ctx context.Context) (Message, error) {
@@ -78,8 +82,11 @@ func (b *fakeBus) send(s sent, m oslo.Message, err error) error {
 		return err
 	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.sent = append(b.sent, s)
+	b.mu.Unlock()
+	if b.arrived != nil && s.kind != "notify" {
+		b.arrived(s)
+	}
 
 	return f.err
 }
@@ -124,7 +131,7 @@ type fakeMessage struct {
 	err        error
 	expiration time.Duration
 	ends       []string // ack, requeue, dead:<reason>
-	deadErr    error
+	deadErrs   []error  // of DeadLetter, one each
 }
 
 func (m *fakeMessage) Request() (oslo.Request, error) { return m.request, m.err }
@@ -134,8 +141,11 @@ func (m *fakeMessage) Ack() error                     { return m.end("ack") }
 func (m *fakeMessage) Requeue() error                 { return m.end("requeue") }
 
 func (m *fakeMessage) DeadLetter(_ context.Context, reason string) error {
-	if m.deadErr != nil {
-		return m.deadErr
+	if len(m.deadErrs) > 0 {
+		err := m.deadErrs[0]
+		m.deadErrs = m.deadErrs[1:]
+
+		return err
 	}
 
 	return m.end("dead:" + reason)
@@ -154,6 +164,33 @@ type fakeCinder struct {
 	gone   bool
 	frees  int
 	look   func() // runs before each look at the volume
+	turn   int    // of the record: one more with every change of the status
+}
+
+// becomes is every change of the volume's status.
+func (c *fakeCinder) becomes(status string) {
+	c.volume.Status = status
+	c.turn++
+}
+
+// after is what Cinder sets when an upload has ended.
+func (c *fakeCinder) after() string {
+	if c.volume.Attached {
+		return "in-use"
+	}
+
+	return "available"
+}
+
+func (c *fakeCinder) Touched(context.Context, string) (status, at string, err error) {
+	if c.look != nil {
+		c.look()
+	}
+	if c.gone {
+		return "", "", nil
+	}
+
+	return c.volume.Status, fmt.Sprint("turn ", c.turn), nil
 }
 
 var errAway = errors.New("connection refused")
@@ -187,10 +224,7 @@ func (c *fakeCinder) ResetStatus(context.Context, string) error {
 	}
 	if c.volume.Status == worker.VolumeUploading {
 		c.frees++
-		c.volume.Status = "available"
-		if c.volume.Attached {
-			c.volume.Status = "in-use"
-		}
+		c.becomes(c.after())
 	}
 
 	return f.err

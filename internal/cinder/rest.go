@@ -113,7 +113,8 @@ type volume struct {
 	Status      string     `json:"status"`
 	Size        int64      `json:"size"`
 	Encrypted   bool       `json:"encrypted"`
-	Attachments []struct{} `json:"attachments"`    // the attached ones
+	Updated     string     `json:"updated_at"`     // null before the first change
+	Attachments []struct{} `json:"attachments"`    // the completed ones
 	Type        string     `json:"volume_type"`    // name, or id for a type that is gone
 	TypeID      string     `json:"volume_type_id"` // since 3.63
 	Cluster     string     `json:"cluster_name"`   // since 3.61
@@ -233,8 +234,17 @@ func (c *REST) askStoreID(ctx context.Context, v volume) (string, error) {
 	return "", nil
 }
 
-// ResetStatus frees the volume if it is still `uploading`: to in-use if it is attached, else to available, as Cinder does
-// after an upload of its own (cinder ab09bc3 db/api.py:3329). Any other status is left alone and is success, and so is a
+// Touched looks at the status of a volume and at when Cinder last changed its record, to be compared only: UTC, with the
+// resolution of Cinder's database, which is a second in MySQL. Setting the status changes it. Both are "" for a volume that
+// is gone. Idempotent.
+func (c *REST) Touched(ctx context.Context, id string) (status, at string, err error) {
+	v, err := c.look(ctx, "look at volume "+id, id)
+
+	return v.Status, v.Updated, unlessMissing(err)
+}
+
+// ResetStatus frees the volume if it is still `uploading`: to in-use if it has an attachment of any kind, one that is only
+// reserved too, else to available, as Cinder does after an upload of its own (cinder ab09bc3 db/api.py:3329). Any other status is left alone and is success, and so is a
 // volume that is gone. Idempotent. Cinder changes the status without looking at the old one, so a second upload that
 // begins between our look and our write would be reset as well; the lease on the volume keeps our own jobs apart, and
 // for the same reason nothing is read back after Cinder's own 202: the next `uploading` may be somebody else's.
@@ -246,7 +256,11 @@ func (c *REST) ResetStatus(ctx context.Context, id string) error {
 		if err != nil || v.Status != worker.VolumeUploading {
 			return unlessMissing(err)
 		}
-		a, sent := c.do(ctx, v.reset(what, c.writing))
+		attached, err := c.attached(ctx, what, v)
+		if err != nil {
+			return err
+		}
+		a, sent := c.do(ctx, v.reset(what, attached, c.writing))
 		if sent == nil && a.Code == http.StatusAccepted && a.Genuine() {
 			return nil
 		}
@@ -265,10 +279,44 @@ func (c *REST) ResetStatus(ctx context.Context, id string) error {
 		Err: errors.New("Cinder refuses both in-use and available")}
 }
 
-// reset sets the field status alone: attach_status and migration_status have side effects of their own.
-func (v volume) reset(what string, limit time.Duration) keystone.Request {
-	status := "available"
+// attached reports whether the volume has an attachment. A volume shows its completed ones only (cinder ab09bc3
+// api/v3/views/volumes.py:106-132); the list, since 3.27, has those that are reserved or being made as well. Asking Cinder to
+// set in-use and minding its refusal would do only since Yoga (cinder 61f1179c0).
+func (c *REST) attached(ctx context.Context, what string, v volume) (bool, error) {
 	if len(v.Attachments) > 0 {
+		return true, nil
+	}
+	a, err := c.do(ctx, keystone.Request{
+		Op: "attachment-list", What: what, Method: http.MethodGet, Path: "/attachments",
+		Query: url.Values{"all_tenants": {"1"}, "volume_id": {v.ID}},
+	})
+	if err != nil {
+		return false, err
+	}
+	if a.Genuine() && a.Code == http.StatusNotFound {
+		return false, nil // a Cinder that has no such list knows completed ones only
+	}
+	var l struct {
+		Attachments []struct {
+			VolumeID string `json:"volume_id"`
+		} `json:"attachments"`
+	}
+	if err := a.Decode(&l); err != nil {
+		return false, err
+	}
+	for _, one := range l.Attachments {
+		if one.VolumeID == v.ID { // a filter that the operator has switched off is ignored by Cinder
+			return true, nil
+		}
+	}
+
+	return false, nil
+}
+
+// reset sets the field status alone: attach_status and migration_status have side effects of their own.
+func (v volume) reset(what string, attached bool, limit time.Duration) keystone.Request {
+	status := "available"
+	if attached {
 		status = "in-use"
 	}
 

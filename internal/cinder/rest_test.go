@@ -3,6 +3,7 @@ package cinder_test
 import (
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -120,16 +121,19 @@ func TestRESTResetStatus(t *testing.T) {
 	for _, tc := range []struct {
 		status      string
 		attachments int
+		reserved    int // attachments that the volume does not show
 		want        string
 		writes      int
 	}{
-		{"uploading", 0, "available", 1}, {"uploading", 1, "in-use", 1}, {"uploading", 2, "in-use", 1},
-		{"available", 0, "available", 0}, {"in-use", 1, "in-use", 0}, {"deleting", 0, "deleting", 0}, {"error", 0, "error", 0},
-		{"", 0, "", 0},
+		{"uploading", 0, 0, "available", 1}, {"uploading", 1, 0, "in-use", 1}, {"uploading", 2, 0, "in-use", 1},
+		{"uploading", 0, 1, "in-use", 1}, {"uploading", 1, 1, "in-use", 1},
+		{"available", 0, 0, "available", 0}, {"in-use", 1, 0, "in-use", 0}, {"deleting", 0, 0, "deleting", 0}, {"error", 0, 0, "error", 0},
+		{"", 0, 0, "", 0},
 	} {
 		r, s, _ := restServer(t)
 		if tc.status != "" {
-			s.Put(cindertest.Volume{ID: restVolume, Status: tc.status, Attachments: tc.attachments})
+			s.Put(cindertest.Volume{ID: restVolume, Status: tc.status, Attachments: tc.attachments, Reserved: tc.reserved})
+			s.Put(cindertest.Volume{ID: restNameID, Status: "in-use", Attachments: 1}) // another one's don't count
 		}
 		if err := r.ResetStatus(t.Context(), restVolume); err != nil {
 			t.Errorf("%s: %v", tc.status, err)
@@ -137,6 +141,49 @@ func TestRESTResetStatus(t *testing.T) {
 		if s.Status(restVolume) != tc.want || len(s.Resets()) != tc.writes {
 			t.Errorf("%s: now %s after %v", tc.status, s.Status(restVolume), s.Resets())
 		}
+	}
+}
+
+// What can't be found out is not guessed: the list of attachments is asked again, and a Cinder without one shows all.
+func TestRESTResetStatusWithoutTheList(t *testing.T) {
+	for _, code := range []int{http.StatusServiceUnavailable, http.StatusBadGateway} {
+		r, s, c := restServer(t)
+		s.Put(cindertest.Volume{ID: restVolume, Status: "uploading", Reserved: 1})
+		var looks atomic.Int32
+		c.Serve(keystone.Volume, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if strings.HasSuffix(req.URL.Path, "/attachments") && looks.Add(1) == 1 {
+				w.WriteHeader(code)
+
+				return
+			}
+			s.ServeHTTP(w, req)
+		}))
+		if err := r.ResetStatus(t.Context(), restVolume); worker.AdviceOf(err) != worker.Retry || len(s.Resets()) != 0 {
+			t.Errorf("%d: %v, set %v", code, err, s.Resets())
+		}
+		if err := r.ResetStatus(t.Context(), restVolume); err != nil || s.Status(restVolume) != "in-use" {
+			t.Errorf("%d: %v, now %s", code, err, s.Status(restVolume))
+		}
+
+	}
+	r, s, _ := restServer(t)
+	s.Minor = 0
+	s.Put(cindertest.Volume{ID: restVolume, Status: "uploading"})
+	if err := r.ResetStatus(t.Context(), restVolume); err != nil || s.Status(restVolume) != "available" {
+		t.Errorf("old Cinder: %v, now %s", err, s.Status(restVolume))
+	}
+}
+
+func TestRESTTouched(t *testing.T) {
+	r, s, _ := restServer(t)
+	s.Put(cindertest.Volume{ID: restVolume, Status: "uploading", Updated: "2026-11-22T16:40:47.000000"})
+	status, at, err := r.Touched(t.Context(), restVolume)
+	if status != "uploading" || at != "2026-11-22T16:40:47.000000" || err != nil {
+		t.Errorf("%q, %q, %v", status, at, err)
+	}
+	s.Remove(restVolume)
+	if status, at, err = r.Touched(t.Context(), restVolume); status != "" || at != "" || err != nil {
+		t.Errorf("gone: %q, %q, %v", status, at, err)
 	}
 }
 

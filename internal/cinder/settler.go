@@ -18,6 +18,7 @@ const (
 	stepHandBack = "hand-back"
 	stepFree     = "free-volume"
 	stepNotify   = "notify"
+	stepSee      = "see-volume-freed"
 )
 
 // SettlerOptions of NewSettler. The zero value is useful.
@@ -34,7 +35,8 @@ type SettlerOptions struct {
 	Quiet bool
 
 	// Patience is how long a step goes on trying what is refused or finds no receiver before it takes the next best
-	// way; default 10 min. It begins anew in each process. What is merely away is tried without end.
+	// way; default 10 min. Each process counts for itself, over all the times that it takes the job up. What is merely
+	// away is tried without end.
 	Patience time.Duration
 
 	Logger *slog.Logger // default: discards
@@ -46,6 +48,7 @@ type Settler struct {
 	volumes Volumes
 	images  Images
 	opt     SettlerOptions
+	memory  memory
 }
 
 var _ worker.Settler = (*Settler)(nil)
@@ -92,6 +95,9 @@ func (s *Settler) Settle(j worker.Job, o worker.Outcome) []worker.Step {
 	}
 	if !s.opt.Quiet && o.Result != worker.Declined {
 		add(stepNotify, t.notify)
+	}
+	if t.someoneFrees() {
+		add(stepSee, t.see)
 	}
 
 	return steps
@@ -151,17 +157,12 @@ func (s *Settler) telling(j worker.Job, o worker.Outcome) *telling {
 // patient gives a step a memory of when it first met an error that waiting may not cure: a refusal, or nobody there.
 // Once that is Patience ago, the step's own way out is taken, see [telling.expired]. The error is Retry before that.
 func (t *telling) patient(name string, do func(context.Context) error) func(context.Context, worker.Progress) error {
-	var first time.Time
-
 	return func(ctx context.Context, _ worker.Progress) error {
 		err := do(ctx)
 		if err == nil || passing(err) {
 			return err
 		}
-		if first.IsZero() {
-			first = time.Now()
-		}
-		if time.Since(first) < t.opt.Patience {
+		if time.Since(t.memory.met(t.job.Key()+" "+name)) < t.opt.Patience {
 			return again(name, t.job, err)
 		}
 
@@ -182,7 +183,7 @@ func (t *telling) expired(ctx context.Context, name string, why error) error {
 		if why = t.alone(ctx); why == nil || passing(why) {
 			return why
 		}
-	case stepDiscard, stepNotify:
+	case stepDiscard, stepNotify, stepSee:
 		t.log.Error("settling step is left out", "step", name, "error", why)
 
 		return nil

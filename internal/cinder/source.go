@@ -78,9 +78,31 @@ func (d *delivery) Job() (worker.Job, error) {
 	}, nil
 }
 
+// How long a rejection is tried. Nothing else is taken meanwhile, which is right while the bus takes nothing from us.
+const (
+	rejectTries = 6
+	rejectPause = time.Second // doubled each time: half a minute in all
+)
+
 // Reject tells a caller first and dead-letters then, because the dead letter acknowledges the message: a crash between
-// the two repeats the telling, which is harmless, and loses nothing.
+// the two repeats the telling, which is harmless, and loses nothing. When it can't be done for a while the message is given
+// back: unsettled it would be nobody's until our connection ends.
 func (d *delivery) Reject(ctx context.Context, why error) error {
+	var err error
+	for n := range rejectTries {
+		err = d.reject(ctx, why)
+		if err == nil || errors.Is(err, oslo.ErrDeliveryGone) || errors.Is(err, oslo.ErrSettled) {
+			return err
+		}
+		if n == rejectTries-1 || !pause(ctx, rejectPause<<n) {
+			break
+		}
+	}
+
+	return errors.Join(err, d.Requeue())
+}
+
+func (d *delivery) reject(ctx context.Context, why error) error {
 	if r, _ := d.Request(); r.IsCall() {
 		err := d.bus.Reply(ctx, r, oslo.Reply{Failure: rejection(r, why)})
 		if err != nil && !errors.Is(err, oslo.ErrReplyQueueGone) {
@@ -89,6 +111,18 @@ func (d *delivery) Reject(ctx context.Context, why error) error {
 	}
 
 	return d.DeadLetter(ctx, string(worker.ReasonOf(why))+": "+why.Error())
+}
+
+// pause is false when ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // rejection is the failure for a caller: what a Python server would say to what it does not serve, else Cinder's own

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/cinderlift/cinderlift/internal/oslo"
 	"github.com/cinderlift/cinderlift/worker"
@@ -51,30 +53,62 @@ func TestRejectTellsTheCaller(t *testing.T) {
 	}
 }
 
+// TestRejectFaults: each write of a rejection is not applied, or applied and reported failed, for a moment and for long. It
+// is tried again, and in the end the message is settled: put aside, or given back.
 func TestRejectFaults(t *testing.T) {
 	why := &worker.Error{Op: "accept", Reason: worker.ReasonConflict, Err: errors.New("two of them")}
+	const aside = "dead:conflict: accept: two of them"
+	gone := fault{err: errors.Join(oslo.ErrReplyQueueGone, oslo.ErrUnroutable)}
 	for name, tc := range map[string]struct {
 		reply   []fault
-		dead    error
-		ends    []string
+		dead    []error
+		end     string
 		fails   bool
 		replies int
 	}{
-		"all well":             {nil, nil, []string{"dead:conflict: accept: two of them"}, false, 1},
-		"the caller is away":   {[]fault{{err: oslo.ErrUnroutable}}, nil, nil, true, 0},
-		"the caller is gone":   {[]fault{{err: errors.Join(oslo.ErrReplyQueueGone, oslo.ErrUnroutable)}}, nil, []string{"dead:conflict: accept: two of them"}, false, 0},
-		"reply not sent":       {[]fault{{err: errAway}}, nil, nil, true, 0},
-		"reply sent, who knew": {[]fault{{err: errAway, applied: true}}, nil, nil, true, 1},
-		"not dead-lettered":    {nil, errAway, nil, true, 1},
+		"all well":             {nil, nil, aside, false, 1},
+		"the caller is away":   {[]fault{{err: oslo.ErrUnroutable}}, nil, aside, false, 1},
+		"the caller is gone":   {[]fault{gone}, nil, aside, false, 0},
+		"reply not sent":       {[]fault{{err: errAway}}, nil, aside, false, 1},
+		"reply sent, who knew": {[]fault{{err: errAway, applied: true}}, nil, aside, false, 2},
+		"not put aside":        {nil, []error{errAway}, aside, false, 2},
+		"never told":           {slices.Repeat([]fault{{err: errAway}}, 60), nil, "requeue", true, 0},
+		"never put aside":      {nil, slices.Repeat([]error{errAway}, 60), "requeue", true, rejectTries},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bus, message := &fakeBus{}, wire(t, golden(t, "call-driver.json"))
-			bus.queue, message.deadErr = tc.reply, tc.dead
-			err := taken(t, bus, message).Reject(context.Background(), why)
-			if (err != nil) != tc.fails || !slices.Equal(message.ends, tc.ends) || len(bus.sent) != tc.replies {
-				t.Errorf("error %v, message ended as %v, %d replies", err, message.ends, len(bus.sent))
-			}
+			synctest.Test(t, func(t *testing.T) {
+				bus, message := &fakeBus{}, wire(t, golden(t, "call-driver.json"))
+				bus.queue, message.deadErrs = tc.reply, tc.dead
+				start := time.Now()
+				err := taken(t, bus, message).Reject(context.Background(), why)
+				if (err != nil) != tc.fails || !slices.Equal(message.ends, []string{tc.end}) || len(bus.sent) != tc.replies {
+					t.Errorf("error %v, message ended as %v, %d replies", err, message.ends, len(bus.sent))
+				}
+				if took := time.Since(start); took > time.Minute {
+					t.Errorf("took %v", took)
+				}
+			})
 		})
+	}
+}
+
+// TestRejectGivesBackWhenStopped: the pause ends with the context, and the message does not wait for the connection's end.
+func TestRejectGivesBackWhenStopped(t *testing.T) {
+	message := wire(t, golden(t, "cast-manager.json"))
+	message.deadErrs = slices.Repeat([]error{errAway}, 60)
+	ctx, stop := context.WithCancel(context.Background())
+	stop()
+	if err := taken(t, &fakeBus{}, message).Reject(ctx, errors.New("x")); !errors.Is(err, errAway) || !slices.Equal(message.ends, []string{"requeue"}) {
+		t.Errorf("error %v, ended as %v", err, message.ends)
+	}
+}
+
+// TestRejectOfWhatIsGone: the broker delivers it again anyway.
+func TestRejectOfWhatIsGone(t *testing.T) {
+	message := wire(t, golden(t, "cast-manager.json"))
+	message.deadErrs = []error{oslo.ErrDeliveryGone}
+	if err := taken(t, &fakeBus{}, message).Reject(context.Background(), errors.New("x")); !errors.Is(err, oslo.ErrDeliveryGone) || len(message.ends) != 0 {
+		t.Errorf("error %v, ended as %v", err, message.ends)
 	}
 }
 

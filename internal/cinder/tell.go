@@ -2,6 +2,8 @@ package cinder
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -82,6 +84,7 @@ func (t *telling) alone(ctx context.Context) error {
 // reply answers the caller. One that is gone (cinder-volume was restarted) can't free the volume any more, so we do.
 // The bus has waited for the reply queue to come back already, as oslo.messaging does.
 func (t *telling) reply(ctx context.Context) error {
+	t.noteVolume(ctx)
 	err := t.bus.Reply(ctx, t.origin.Call.request(), t.answer())
 	if errors.Is(err, oslo.ErrReplyQueueGone) {
 		t.log.Warn("the caller is gone, settling over REST", "reply_queue", t.origin.Call.ReplyQueue)
@@ -137,8 +140,11 @@ type result struct {
 }
 
 // castDone casts the result to the cinder-volume service that asked. Its queue may be away for a moment, such as after a
-// restart of the broker, so the step is patient before it settles over REST.
+// restart of the broker, so the step is patient before it settles over REST. A result that comes twice is ignored there:
+// it is for a volume that is `uploading` to this very image.
 func (t *telling) castDone(ctx context.Context) error {
+	t.noteVolume(ctx)
+	t.memory.cast(t.job.Key())
 	d := t.origin.Done
 	c := oslo.Cast{Method: d.Method, Version: methodVersion, Args: t.result(), Context: t.origin.Context}
 	if full, ok := private(t.job); ok && t.outcome.Result == worker.Declined {
@@ -163,7 +169,9 @@ func (t *telling) result() result {
 }
 
 // handBack gives a declined job to the cinder-volume that would have got it without us. The copy there runs with the
-// user's token, which only the process that took the request has; without it the job fails.
+// user's token, which only the process that took the request has; without it the job fails. The message always has the same
+// id: when a confirm was lost and Cinder has not begun yet, so that [telling.pending] can't know, cinder-volume ignores the
+// second one by it.
 func (t *telling) handBack(ctx context.Context) error {
 	v, pending, err := t.pending(ctx)
 	if err != nil || !pending {
@@ -181,9 +189,16 @@ func (t *telling) handBack(ctx context.Context) error {
 	}
 
 	return t.onBus(stepHandBack, t.bus.Cast(ctx, t.opt.Exchange, key, oslo.Cast{
-		Method: methodCopy, Version: methodVersion, Context: full, WithSecret: true,
+		Method: methodCopy, Version: methodVersion, Context: full, WithSecret: true, UniqueID: handBackID(t.job),
 		Args: map[string]any{"volume_id": t.job.VolumeID, "image_meta": t.origin.ImageMeta},
 	}))
+}
+
+// handBackID is a _unique_id in oslo.messaging's form, the same for the same job in every process.
+func handBackID(j worker.Job) string {
+	sum := sha256.Sum256([]byte("hand-back\n" + j.ImageID + "\n" + j.Digest + "\n" + j.RequestID))
+
+	return hex.EncodeToString(sum[:16])
 }
 
 // pending reports whether the job still waits for somebody. It is asked before each try, because a cast that failed may

@@ -269,11 +269,15 @@ func FuzzParseTransportURL(f *testing.F) {
 	})
 }
 
-// hidesPasswords looks for the canary where it stands between ":" and "@" in the URL.
+// hidesPasswords looks for the canary that stands where a password does, and nowhere else.
 func hidesPasswords(t *testing.T, url, shown string) {
 	t.Helper()
-	if strings.Contains(url, ":"+canary+"@") && strings.Count(url, canary) == strings.Count(url, ":"+canary+"@") &&
-		strings.Contains(shown, canary) {
+	_, rest, _ := strings.Cut(url, "://")
+	hosts := rest
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+		hosts = rest[:end]
+	}
+	if n := strings.Count(hosts, ":"+canary+"@"); n > 0 && n == strings.Count(url, canary) && strings.Contains(shown, canary) {
 		t.Fatalf("%q shows a password", shown)
 	}
 }

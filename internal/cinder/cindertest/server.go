@@ -15,7 +15,9 @@ import (
 type Volume struct {
 	ID, NameID, Status, Host, Cluster, Project, TypeID string
 	Size                                               int64
-	Attachments                                        int
+	Attachments                                        int    // completed
+	Reserved                                           int    // attachments that are not
+	Updated                                            string // updated_at
 	Encrypted                                          bool
 }
 
@@ -99,6 +101,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch what := r.Method + " " + part[2]; {
+	case what == "GET attachments" && minor >= 27:
+		s.listAttachments(w, r)
 	case what == "GET types":
 		s.listTypes(w, r)
 	case what == "GET scheduler-stats" && s.Hidden:
@@ -144,7 +148,7 @@ func (s *Server) show(v *Volume, minor int) map[string]any {
 	}
 	m := map[string]any{
 		"id": v.ID, "status": v.Status, "size": v.Size, "encrypted": v.Encrypted, "attachments": attachments,
-		"volume_type": s.typeName(v.TypeID), "name": "of the user", "metadata": map[string]string{},
+		"updated_at": orNull(v.Updated), "volume_type": s.typeName(v.TypeID), "name": "of the user", "metadata": map[string]string{},
 	}
 	if minor >= 61 && !s.Hidden {
 		m["cluster_name"] = orNull(v.Cluster)
@@ -192,13 +196,27 @@ func (s *Server) action(w http.ResponseWriter, r *http.Request, v *Volume) {
 	switch {
 	case s.Hidden:
 		w.WriteHeader(http.StatusForbidden)
-	case status == "" || status == "in-use" && v.Attachments == 0:
+	case status == "" || status == "in-use" && v.Attachments+v.Reserved == 0:
 		w.WriteHeader(http.StatusBadRequest)
 	default:
 		v.Status = status
 		s.resets = append(s.resets, status)
 		w.WriteHeader(http.StatusAccepted)
 	}
+}
+
+// listAttachments has those of all states (cinder ab09bc3 api/v3/attachments.py:100-130).
+func (s *Server) listAttachments(w http.ResponseWriter, r *http.Request) {
+	l := []map[string]any{}
+	for id, v := range s.volumes {
+		if want := r.URL.Query().Get("volume_id"); want != "" && want != id || r.URL.Query().Get("all_tenants") != "1" {
+			continue
+		}
+		for i := range v.Attachments + v.Reserved {
+			l = append(l, map[string]any{"id": fmt.Sprint(i), "volume_id": id, "status": "reserved"})
+		}
+	}
+	answer(w, http.StatusOK, map[string]any{"attachments": l})
 }
 
 func (s *Server) listTypes(w http.ResponseWriter, r *http.Request) {
