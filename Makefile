@@ -11,7 +11,7 @@ CEPH_MAJOR := $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cu
 CEPH_RELEASE := $(patsubst 16,pacific,$(patsubst 17,quincy,$(patsubst 18,reef,$(patsubst 19,squid,$(CEPH_MAJOR)))))
 TAGS := $(CEPH_RELEASE),ceph_preview
 # Everything that needs no librbd.
-PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/lab/... ./internal/arrows/...
+PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/reap/... ./internal/lab/... ./internal/arrows/...
 # The race detector needs a C compiler; without one Go turns cgo off by itself.
 RACE = $(if $(filter 1,$(shell $(GO) env CGO_ENABLED)),-race)
 GENERATIONS ?= bookworm trixie

@@ -43,6 +43,10 @@ type Recorder struct {
 	connected    prometheus.Gauge
 	reconnects   prometheus.Counter
 	paused       *prometheus.GaugeVec
+
+	orphansFound   *prometheus.CounterVec
+	orphansRemoved *prometheus.CounterVec
+	reaps          *prometheus.CounterVec
 }
 
 var _ worker.Recorder = (*Recorder)(nil)
@@ -52,6 +56,8 @@ type Options struct {
 	Strategies []string            // names
 	Steps      map[string][]string // names of the steps by strategy
 	Pauses     []string            // names under which taking work is paused
+	Orphans    []string            // kinds of what jobs leave behind
+	Reaps      []string            // results of looking for it
 	Version    string
 }
 
@@ -107,6 +113,12 @@ func build(reg *prometheus.Registry) *Recorder {
 			Help: "Connections to the broker that were made again."}),
 		paused: f.NewGaugeVec(prometheus.GaugeOpts{Name: "cinderlift_paused",
 			Help: "1 while this worker takes no new work for this reason; running jobs go on."}, []string{"reason"}),
+		orphansFound: counter("orphans_found_total",
+			"What jobs left behind and no open job owns, by kind; what stays is counted again by each look.", "kind"),
+		orphansRemoved: counter("orphans_removed_total",
+			"What jobs left behind and was removed, by kind.", "kind"),
+		reaps: counter("reaps_total",
+			"Looks for what jobs left behind, by this worker; there is one for all workers at a time.", "result"),
 	}
 }
 
@@ -117,6 +129,13 @@ func (m *Recorder) atZero(o Options) {
 	}
 	for _, name := range o.Pauses {
 		m.paused.WithLabelValues(name)
+	}
+	for _, kind := range o.Orphans {
+		m.orphansFound.WithLabelValues(kind)
+		m.orphansRemoved.WithLabelValues(kind)
+	}
+	for _, result := range o.Reaps {
+		m.reaps.WithLabelValues(result)
 	}
 	for _, s := range []string{Glance, Cinder, Keystone, Ceph, Bus} {
 		m.errors.WithLabelValues(s)

@@ -19,7 +19,7 @@ import (
 func recorder() *metrics.Recorder {
 	return metrics.New(metrics.Options{Version: "test", Strategies: []string{"clone-flatten", "copy"},
 		Steps: map[string][]string{"clone-flatten": {"snapshot", "clone"}, "copy": {"copy-objects"}},
-		Pauses: []string{"ceph", "pool-full"}})
+		Pauses: []string{"ceph", "pool-full"}, Orphans: []string{"image", "snapshot"}, Reaps: []string{"clean", "broken"}})
 }
 
 // scrape answers the lines of ours: no comments, no series of the runtime.
@@ -118,6 +118,10 @@ func TestWhatIsRecordedShows(t *testing.T) {
 		{"bus up", func(m *metrics.Recorder) { m.BusConnected(true) }, `cinderlift_bus_connected 1`},
 		{"bus again", func(m *metrics.Recorder) { m.BusReconnected() }, `cinderlift_bus_reconnects_total 1`},
 		{"bus lost", func(m *metrics.Recorder) { m.BusFailed() }, `cinderlift_errors_total{service="bus"} 1`},
+		{"orphan found", func(m *metrics.Recorder) { m.OrphanFound("image") }, `cinderlift_orphans_found_total{kind="image"} 1`},
+		{"orphan removed", func(m *metrics.Recorder) { m.OrphanRemoved("snapshot") },
+			`cinderlift_orphans_removed_total{kind="snapshot"} 1`},
+		{"reap", func(m *metrics.Recorder) { m.Reaped("clean") }, `cinderlift_reaps_total{result="clean"} 1`},
 		{"probe", func(m *metrics.Recorder) { m.CephFailed() }, `cinderlift_errors_total{service="ceph"} 1`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -21,7 +21,8 @@ func arrows() map[string][]string {
 		"glance":            {"internal/keystone", "strategies", "worker"},
 		"internal/cinder":   {"internal/keystone", "internal/oslo", "strategies", "worker"},
 		"internal/ceph":     {"strategies", "worker"},
-		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/keystone", "internal/oslo", "metrics",
+		"internal/reap":     {"strategies", "worker"},
+		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/keystone", "internal/oslo", "internal/reap", "metrics",
 			"strategies", "worker"},
 
 		// Test kits and the lab's driver: nothing of the product imports them.
