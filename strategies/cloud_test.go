@@ -44,14 +44,17 @@ const (
 	refuseAfter       // it has its effect, is reported as failed, and trying again does not help
 	otherBefore       // it fails without an effect, and another strategy may work
 	otherAfter        // it has its effect, is reported as failed, and another strategy may work
+	hang              // it has no effect and does not come back before its worker is stopped
+	loseBefore        // the lease is lost while it hangs, and it has no effect
+	loseLate          // the lease is lost while it hangs, and it has its effect when another claim is under way
 )
 
 func (m mode) String() string {
 	return []string{"well", "die-before", "die-after", "fail-before", "fail-after", "refuse-before", "refuse-after",
-		"other-before", "other-after"}[m]
+		"other-before", "other-after", "hang", "lose-before", "lose-late"}[m]
 }
 
-func (m mode) fatal() bool { return m >= refuseBefore }
+func (m mode) fatal() bool { return m >= refuseBefore && m <= otherAfter }
 
 // cloud is Ceph, Glance, Cinder and the journal around one job, with faults at every operation.
 type cloud struct {
@@ -70,6 +73,8 @@ type cloud struct {
 	fault  func(op string) mode
 	ops    []string
 	dead   bool
+	lost   bool          // the lease can't be renewed, until it is claimed anew
+	unhang chan struct{} // closed when what hangs comes back
 	volume string
 	told   []worker.Result
 	writes uint64
@@ -113,11 +118,15 @@ func (c *cloud) inject(service string) func(op string) (before, after error) {
 func (c *cloud) next(op string) (before, after error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.dead {
+	switch {
+	case c.dead:
 		return errDead, nil
-	}
-	if op == "journal keys" || op == "journal load" || op == "journal renew" {
+	case op == "journal renew" && c.lost:
+		return &worker.Error{Op: op, Reason: worker.ReasonLeaseLost, Advice: worker.StandBy, Err: worker.ErrLeaseLost}, nil
+	case op == "journal keys" || op == "journal load" || op == "journal renew":
 		return nil, nil
+	case op == "journal claim":
+		c.lost = false
 	}
 	c.ops = append(c.ops, op)
 	c.writes++
@@ -145,9 +154,33 @@ func (c *cloud) next(op string) (before, after error) {
 		return nil, errDead
 	case failBefore, refuseBefore, otherBefore:
 		return err, nil
+	case hang:
+		return c.away(err, c.unhang), nil
+	case loseBefore:
+		c.lost = true
+
+		return c.away(err, time.After(35*time.Second)), nil
+	case loseLate:
+		c.lost = true
+
+		return nil, c.away(err, time.After(35*time.Second))
 	default:
 		return nil, err
 	}
+}
+
+// away comes back with err when there is something to come back for. Others go on meanwhile.
+func (c *cloud) away(err error, back any) error {
+	c.mu.Unlock()
+	defer c.mu.Lock()
+	switch back := back.(type) {
+	case chan struct{}:
+		<-back
+	case <-chan time.Time:
+		<-back
+	}
+
+	return err
 }
 
 func advice(m mode) worker.Advice {
@@ -177,7 +210,7 @@ func (c *cloud) do(op string, effect func()) error {
 // run runs one worker for a while; the job is sent to it unless it is in the journal already.
 func (c *cloud) run(name string, fault func(op string) mode, d time.Duration) {
 	c.mu.Lock()
-	c.fault, c.dead, c.ops = fault, false, nil
+	c.fault, c.dead, c.lost, c.ops, c.unhang = fault, false, false, nil, make(chan struct{})
 	c.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	journal := c.store.Journal(name)
@@ -208,6 +241,8 @@ func (c *cloud) run(name string, fault func(op string) mode, d time.Duration) {
 		}
 	}
 	cancel()
+	<-time.After(3 * time.Second) // more than the soft stop
+	close(c.unhang)
 	ended.Wait()
 	if c.killed() { // the lease stays; that a successor waits for its end is tested in package worker
 		<-time.After(30 * time.Second)

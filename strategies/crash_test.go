@@ -126,8 +126,14 @@ func (s scenario) disturbances(n int, op string) []disturbance {
 		// undone is left; package worker tests that.
 		all = append(all, disturbance{refuseBefore, 1})
 	}
+	if !strings.HasPrefix(op, "journal claim") { // before it there is no lease to lose
+		all = append(all, disturbance{hang, 1}, disturbance{loseBefore, 1})
+	}
 	if reads(op) {
 		return all
+	}
+	if !strings.HasPrefix(op, "journal claim") && !strings.HasPrefix(op, "journal release") {
+		all = append(all, disturbance{loseLate, 1})
 	}
 	all = append(all, disturbance{failAfter, 1}, disturbance{failAfter, 2})
 	if refusals {
@@ -141,11 +147,18 @@ func (s scenario) disturbances(n int, op string) []disturbance {
 // worker goes on.
 func TestCrashMatrix(t *testing.T) {
 	for _, s := range scenarios() {
-		for n, op := range operations(t, s) {
+		ops := operations(t, s)
+		for n, op := range ops {
+			last := n >= len(ops)-6 // what has its effect late may close the job before anybody takes it over
 			for _, d := range s.disturbances(n, op) {
 				t.Run(fmt.Sprintf("%s/%d %s/%s×%d", s.name, n, op, d.mode, d.times), func(t *testing.T) {
 					t.Parallel()
-					synctest.Test(t, func(t *testing.T) { disturbed(t, s, d.mode.fatal(), at(n, d.times, d.mode)) })
+					synctest.Test(t, func(t *testing.T) {
+						c := disturbed(t, s, d.mode.fatal(), at(n, d.times, d.mode))
+						if rec, err := c.record(); d.mode >= hang && !last && (err != nil || rec.Epoch < 2) {
+							t.Errorf("nobody took the job over: %v, epoch %d", err, rec.Epoch)
+						}
+					})
 				})
 			}
 		}
@@ -154,7 +167,7 @@ func TestCrashMatrix(t *testing.T) {
 
 // disturbed runs the job on disturbed workers and then on one that is not. free says that the disturbance may change
 // the outcome; that all is consistent is checked all the same.
-func disturbed(t testing.TB, s scenario, free bool, faults ...func(string) mode) {
+func disturbed(t testing.TB, s scenario, free bool, faults ...func(string) mode) *cloud {
 	c := newCloud(t)
 	s.set(c)
 	c.begin(request())
@@ -167,9 +180,11 @@ func disturbed(t testing.TB, s scenario, free bool, faults ...func(string) mode)
 	if free {
 		c.check()
 
-		return
+		return c
 	}
 	c.want(s.result, s.reason, s.strategy)
+
+	return c
 }
 
 // trial is one run that rapid judges: a failure of it must not fail the test before it is shrunk.
@@ -199,7 +214,7 @@ func TestSchedules(t *testing.T) {
 }
 
 func schedule(rt *rapid.T, who string) func(string) mode {
-	some := []mode{well, well, well, well, well, well, well, well, dieBefore, dieAfter, failBefore, failAfter}
+	some := []mode{well, well, well, well, well, well, well, well, dieBefore, dieAfter, failBefore, failAfter, loseLate}
 	plan := rapid.SliceOfN(rapid.SampledFrom(some), 0, 60).Draw(rt, who)
 	n := 0
 
