@@ -29,7 +29,7 @@ Exit codes: 0 all right, 1 it was tried and failed, 2 configuration or command l
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errConfig{err} })
 	root.Args = noArgs
 	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	root.AddCommand(serveCommand(), checkCommand(), jobsCommand(), configCommand())
+	root.AddCommand(serveCommand(), checkCommand(), jobsCommand(), deadCommand(), configCommand())
 
 	return root
 }
