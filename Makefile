@@ -63,6 +63,16 @@ test: ## all tests, on both labs of real services; installs what it needs
 fuzz: ## each fuzz target for FUZZ_TIME (default 20s)
 	@deployments/fuzz $(or $(FUZZ_TIME),20s)
 
+.PHONY: chaos
+chaos: build ## kill workers and services while images are made, then audit: CHAOS_TIME (20m), CHAOS_JOBS, CHAOS_SEED, CHAOS_WORKERS
+	@$(MAKE) --no-print-directory chaos-binary
+	@CHAOS_TIME=$(or $(CHAOS_TIME),20m) deployments/chaos/run $(or $(GENERATION),bookworm)
+
+.PHONY: chaos-binary
+chaos-binary:
+	$(GO) build -o $(BUILD)/chaos ./deployments/chaos
+	$(GO) build -o $(BUILD)/audit ./deployments/audit
+
 .PHONY: vuln
 vuln: ## known vulnerabilities in what is linked in (needs the vulnerability database's server)
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 -tags $(TAGS) ./...

@@ -1,6 +1,7 @@
 """Fills RBD images with recognisable data and sums them up. Run inside the lab's root file system.
 
 content.py fill POOL/IMAGE STEP PERCENT   in every STEP MiB, fill the first PERCENT; prints the bytes written
+content.py scatter POOL/IMAGE SEED MIB    write MIB in pieces of any size up to 4 MiB, here and there; prints the bytes written
 content.py write POOL/IMAGE OFFSET TEXT   write TEXT at OFFSET (bytes)
 content.py sum POOL/IMAGE[@SNAP]          prints "size sha256": of the whole content, holes read as zeros
 content.py digest POOL/IMAGE[@SNAP]       prints "size digest": equal for equal content, and much faster where much is zero
@@ -9,6 +10,7 @@ content.py info POOL/IMAGE                prints a JSON object: size, features, 
 import hashlib
 import json
 import os
+import random
 import sys
 
 import rados
@@ -30,6 +32,16 @@ def fill(image, step, percent):
         written += len(block)
     image.flush()
     print(written)
+
+
+def scatter(image, seed, mib):
+    dice, size, left = random.Random(int(seed)), image.size(), int(mib) << 20
+    while left > 0:
+        length = min(left, dice.choice((512, 4096, 65536, 1 << 20, BLOCK)))
+        image.write(dice.randbytes(length), dice.randrange((size - length) // 512) * 512)
+        left -= length
+    image.flush()
+    print(int(mib) << 20)
 
 
 def total(image):
@@ -70,6 +82,8 @@ def main():
             rbd.Image(ioctx, name, snapshot=snap or None, read_only=command in ("sum", "digest", "info")) as image:
         if command == "fill":
             fill(image, *rest)
+        elif command == "scatter":
+            scatter(image, *rest)
         elif command == "write":
             image.write(rest[1].encode(), int(rest[0]))
         elif command == "sum":

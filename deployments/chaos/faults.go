@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cinderlift/cinderlift/internal/lab"
+)
+
+// trouble carries a plan out.
+type trouble struct {
+	lab    *lab.Lab
+	crew   *crew
+	ledger *ledger
+	users  *users
+	glance *lab.Proxy
+	cinder *lab.Proxy
+	bus    *lab.Cable
+	osds   int
+	say    func(string, ...any)
+	asleep sync.WaitGroup
+}
+
+// happen makes the events of one stream happen, one after the other, at their times or later.
+func (t *trouble) happen(ctx context.Context, start time.Time, events []event) {
+	for _, e := range events {
+		pause(ctx, time.Until(start.Add(e.At)))
+		if ctx.Err() != nil {
+			return
+		}
+		if err := t.one(ctx, e); err != nil {
+			t.say("%s: %v", e.Kind, err)
+		}
+	}
+}
+
+func (t *trouble) one(ctx context.Context, e event) error {
+	switch e.Kind {
+	case kill:
+		t.crew.kill(e.Target)
+	case term:
+		t.asleep.Go(func() { t.crew.term(e.Target) })
+	case freeze:
+		t.asleep.Go(func() { t.crew.freeze(ctx, e.Target, e.For) })
+	default:
+		t.ledger.count("service_faults", 1)
+		t.ledger.count(string(e.Kind), 1)
+
+		return t.service(ctx, e)
+	}
+
+	return nil
+}
+
+func (t *trouble) service(ctx context.Context, e event) error {
+	switch e.Kind {
+	case cutBus:
+		t.bus.Cut()
+		pause(ctx, e.For)
+		t.bus.Mend()
+
+		return nil
+	case closeBus:
+		_, err := t.lab.Rabbit(ctx, "close_all_connections", "chaos")
+
+		return err
+	case restartRabbit:
+		return t.users.calmly(ctx, func() error { return t.bounce(ctx, "rabbit", e) })
+	case killOSD:
+		return t.bounce(ctx, fmt.Sprintf("ceph-osd%d", e.Target%t.osds), e)
+	case killGlance:
+		return t.bounce(ctx, "glance-api", e)
+	case killVolume, resetVolume:
+		return t.users.calmly(ctx, func() error { return t.bounce(ctx, "cinder-volume", e) })
+	case failGlance:
+		t.misbehave(ctx, t.glance, e)
+	case failCinder:
+		t.misbehave(ctx, t.cinder, e)
+	default:
+	}
+
+	return nil
+}
+
+// bounce takes a daemon away for a while. It comes back also when ctx ends.
+func (t *trouble) bounce(ctx context.Context, daemon string, e event) error {
+	verb := "kill"
+	if e.Kind == resetVolume {
+		verb = "stop"
+	}
+	back := context.WithoutCancel(ctx)
+	err := t.lab.Control(back, verb, daemon)
+	pause(ctx, e.For)
+	if again := t.lab.Control(back, "start", daemon); again != nil {
+		return again
+	}
+
+	return err
+}
+
+func (t *trouble) misbehave(ctx context.Context, p *lab.Proxy, e event) {
+	p.Set(e.Fault, e.Share)
+	pause(ctx, e.For)
+	p.Set(lab.Healthy, 0)
+}
