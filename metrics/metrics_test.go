@@ -18,7 +18,7 @@ import (
 
 func recorder() *metrics.Recorder {
 	return metrics.New(metrics.Options{Version: "test", Strategies: []string{"clone-flatten", "copy"},
-		Steps: map[string][]string{"clone-flatten": {"snapshot", "clone"}, "copy": {"copy-objects"}},
+		Steps:  map[string][]string{"clone-flatten": {"snapshot", "clone"}, "copy": {"copy-objects"}},
 		Pauses: []string{"ceph", "pool-full"}, Orphans: []string{"image", "snapshot"}, Reaps: []string{"clean", "broken"}})
 }
 

@@ -18,10 +18,12 @@ func commands() *cobra.Command {
 the images inside the Ceph cluster that holds both. Every setting is an environment
 variable; "cinderlift config" lists them.
 
-Exit codes: 0 all right, 1 it was tried and failed, 2 configuration or command line.`,
+Exit codes: 0 all right, 1 it was tried and failed, 2 configuration or command line, 3 something is left
+(reap).`,
 		Example: `  cinderlift check                 does everything answer, and may we do what we have to?
   cinderlift serve                 work until SIGTERM
-  cinderlift jobs -o json          what is in the journal`,
+  cinderlift jobs -o json          what is in the journal
+  cinderlift reap --dry-run        what did jobs leave behind?`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       version(),
@@ -29,7 +31,7 @@ Exit codes: 0 all right, 1 it was tried and failed, 2 configuration or command l
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errConfig{err} })
 	root.Args = noArgs
 	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	root.AddCommand(serveCommand(), checkCommand(), jobsCommand(), deadCommand(), configCommand())
+	root.AddCommand(serveCommand(), checkCommand(), jobsCommand(), reapCommand(), deadCommand(), configCommand())
 
 	return root
 }

@@ -68,7 +68,7 @@ type config struct {
 	VolumeNames string            `split_words:"true" default:"volume-%s" desc:"volume_name_template of Cinder"`
 	ImageStore  string            `split_words:"true" desc:"Glance store for volumes whose type names none; empty: Glance's default"`
 
-	Slots     int           `default:"4" desc:"jobs at a time"`
+	Slots     int           `default:"4" desc:"jobs at a time; as many again may be taken over from workers that died"`
 	LeaseTTL  time.Duration `split_words:"true" default:"30s" desc:"lease of a job; the same for the whole pool of workers"`
 	ScanEvery time.Duration `split_words:"true" default:"10s" desc:"how often to look for jobs of dead workers"`
 	Look      time.Duration `default:"15s" desc:"how often to look whether the volume and the image of a running job are still as they were"`
@@ -78,6 +78,8 @@ type config struct {
 	Slow      time.Duration `default:"2s" desc:"no new work while Ceph takes longer than this for one small answer"`
 	Patience  time.Duration `default:"24h" desc:"how long a step is tried again while a service is away"`
 	Retention time.Duration `default:"168h" desc:"how long finished jobs stay in the journal"`
+	ReapEvery time.Duration `split_words:"true" default:"1h" desc:"how often the pool of workers looks for what jobs left behind, and removes it; 0: never"`
+	ReapAge   time.Duration `split_words:"true" default:"1h" desc:"what is younger is never taken for something left behind"`
 
 	Listen    string `default:"127.0.0.1:9753" desc:"address of /metrics, /livez and /readyz"`
 	Name      string `desc:"name of this worker in journal and logs; empty: host name and pid"`
@@ -223,11 +225,14 @@ func (c *config) numbers() error {
 	if c.LeaseTTL < 3*time.Second || c.LeaseTTL > 10*time.Minute {
 		return fmt.Errorf("CINDERLIFT_LEASE_TTL: %s is not between 3s and 10m", c.LeaseTTL)
 	}
-	for name, d := range map[string]time.Duration{"SCAN_EVERY": c.ScanEvery, "PATIENCE": c.Patience, "RETENTION": c.Retention,
+	for name, d := range map[string]time.Duration{"SCAN_EVERY": c.ScanEvery, "PATIENCE": c.Patience, "RETENTION": c.Retention, "REAP_AGE": c.ReapAge,
 		"LOOK": c.Look, "SLOW": c.Slow} {
 		if d <= 0 {
 			return fmt.Errorf("CINDERLIFT_%s: %s is not above zero", name, d)
 		}
+	}
+	if c.ReapEvery != 0 && c.ReapEvery < time.Second {
+		return fmt.Errorf("CINDERLIFT_REAP_EVERY: %s is neither 0 nor at least 1s", c.ReapEvery)
 	}
 	if c.SoftStop < 0 || c.Aside < 0 {
 		return fmt.Errorf("CINDERLIFT_SOFT_STOP or CINDERLIFT_ASIDE: %s or %s is below zero", c.SoftStop, c.Aside)

@@ -15,6 +15,7 @@ const (
 	exitOK     = 0
 	exitFailed = 1 // it was tried and did not work
 	exitUsage  = 2 // configuration or command line; nothing was tried
+	exitFound  = 3 // reap: something is left
 )
 
 func main() {
@@ -41,8 +42,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "cinderlift:", err)
 
 		return exitUsage
-	case errors.Is(err, errChecks):
+	case errors.Is(err, errChecks), errors.Is(err, errReap):
 		return exitFailed // the table has said it all
+	case errors.Is(err, errFound):
+		return exitFound
 	default:
 		fmt.Fprintln(stderr, "cinderlift:", err)
 

@@ -55,8 +55,9 @@ const probeEvery = 5 * time.Second
 
 // assemble builds everything and fails fast: a worker that can't sign in or reach Ceph has to say so at once.
 func assemble(ctx context.Context, c config, o openstack, log *slog.Logger) (_ *parts, err error) {
+	kinds, results := orphans()
 	p := &parts{config: c, log: log, metrics: metrics.New(metrics.Options{
-		Version: version(), Strategies: strategies.All(), Steps: steps(), Pauses: pauses()})}
+		Version: version(), Strategies: strategies.All(), Steps: steps(), Pauses: pauses(), Orphans: kinds, Reaps: results})}
 	p.gate = &worker.Gate{Changed: p.paused}
 	defer func() {
 		if err != nil {
@@ -285,6 +286,7 @@ func serve(ctx context.Context, c config, o openstack, inject func(*worker.Runne
 	w.Go(func() { _ = p.bus.Run(background) }) // ends with background, without an error
 	w.Go(func() { probe(background, p.gate, probeEvery, gateBus, p.busReady) })
 	w.Go(func() { probe(background, p.gate, probeEvery, gateCeph, p.cephReady) })
+	w.Go(func() { p.keepReaping(ctx) })
 	log.Info("worker started", "version", version(), "slots", c.Slots)
 	r := p.runner()
 	r.Hurry = hurried(ctx, log)
