@@ -20,8 +20,8 @@ func (w *world) orphan(n int) {
 	}
 }
 
-// TestAdoptTakesOneMore: new work can't starve old, and old can't take more than a slot beyond.
-func TestAdoptTakesOneMore(t *testing.T) {
+// TestAdoptHasAReserve: new work can't starve old, and old can't take more than as many slots again.
+func TestAdoptHasAReserve(t *testing.T) {
 	bubble(t, func(w *world) {
 		w.conf.Slots = 2
 		w.strategies = func(p *proc) []worker.Strategy {
@@ -35,13 +35,13 @@ func TestAdoptTakesOneMore(t *testing.T) {
 			w.orphan(n)
 		}
 		<-time.After(time.Minute)
-		if got := p.number(&p.running); got != 3 || len(w.queue) != 1 {
-			t.Errorf("%d running and %d in the queue, want 3 and 1", got, len(w.queue))
+		if got := p.number(&p.running); got != 4 || len(w.queue) != 1 {
+			t.Errorf("%d running and %d in the queue, want 4 and 1", got, len(w.queue))
 		}
 		for _, n := range []int{0, 1, 2, 10, 11, 12, 13, 14} {
 			w.closed(job(n).Key())
 		}
-		if w.most > 3 {
+		if w.most > 4 {
 			t.Errorf("%d at a time", w.most)
 		}
 	})

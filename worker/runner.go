@@ -12,7 +12,7 @@ import (
 
 // Config are the runner's numbers. The zero value means the defaults.
 type Config struct {
-	Slots     int           // jobs at a time; default 4. Adoption has one more in reserve.
+	Slots     int           // jobs at a time; default 4. Adoption has as many again in reserve.
 	Lease     LeaseTimes    // must agree with the journal's
 	Scan      time.Duration // between two looks for jobs to adopt, ±25 %; default 10 s, at most 3/4 of Lease.Every
 	Look      time.Duration // between two looks at a running job's volume and image; default 15 s
@@ -72,7 +72,7 @@ type Runner struct {
 	press   *pressure
 	jobs    sync.WaitGroup
 	slots   chan struct{} // a token for every job taken from Source or adopted
-	reserve chan struct{} // one more, for adoption alone: new work must not starve old
+	reserve chan struct{} // as many again, for adoption alone: new work must not keep a dead worker's waiting
 	hinted  chan struct{} // a scan is asked for
 
 	mu     sync.Mutex
@@ -86,7 +86,7 @@ type Runner struct {
 func (r *Runner) Run(ctx context.Context) error {
 	r.conf = r.Config.withDefaults()
 	r.slots = make(chan struct{}, r.conf.Slots)
-	r.reserve = make(chan struct{}, 1)
+	r.reserve = make(chan struct{}, r.conf.Slots)
 	r.hinted = make(chan struct{}, 1)
 	r.mine, r.closed, r.seen = map[string]bool{}, map[string]time.Time{}, map[string]sighting{}
 	if r.Gate == nil {
