@@ -11,9 +11,11 @@ import (
 // maxUnreadable is how much of a text that is not JSON is kept in a dead letter.
 const maxUnreadable = 64 << 10
 
-// revealing finds name/value pairs in text that could not be parsed, at any level of
-// JSON quoting.
-var revealing = regexp.MustCompile(`(?i)([\w.-]*(?:auth|passw|token|secret|credential|hmac)[\w.-]*[\\"']*\s*[:=]\s*[\\"']*)([^\\"',;&\s}]+)`)
+// In text that could not be parsed: what comes before a secret, at any level of JSON quoting, and the secret.
+var (
+	revealing = regexp.MustCompile(`(?i)[\w.-]*(?:auth|passw|token|secret|credential|hmac)[\w.-]*[\\"']*\s*[:=]\s*[\\"']*`)
+	revealed  = regexp.MustCompile(`^[^\\"',;&\s}]+`)
+)
 
 // redactBody makes a body fit to be kept. JSON loses its sensitive members, in the
 // envelope's inner text as well; other text loses what looks like a secret and is cut;
@@ -54,7 +56,29 @@ func mask(body []byte) []byte {
 	if len(body) > maxUnreadable {
 		body = body[:maxUnreadable]
 	}
-	return revealing.ReplaceAll(body, []byte("${1}"+masked))
+	var out []byte
+	for at := revealing.FindIndex(body); at != nil; at = revealing.FindIndex(body) {
+		out, body = append(out, body[:at[1]]...), body[at[1]:]
+		n := secretAt(body)
+		if n > 0 {
+			out = append(out, masked...)
+		}
+		body = body[n:]
+	}
+	return append(out, body...)
+}
+
+// secretAt is the length of the secret at the beginning of text. What looks like the name of another one may be that or a
+// secret, so both go, and the other one's with them: "auth_token":"auth_token": "…".
+func secretAt(text []byte) (n int) {
+	for {
+		value := revealed.Find(text[n:])
+		next := revealing.FindIndex(text[n:])
+		if value == nil || next == nil || next[0] >= len(value) {
+			return n + len(value)
+		}
+		n += next[1]
+	}
 }
 
 // scrubMessage cleans the inner text first: for the outer layer it is just a string.
