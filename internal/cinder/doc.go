@@ -42,7 +42,7 @@
 // # Notifications
 //
 // Cinder emits nothing around an upload, so the event types are our own: `cinderlift.image_upload.end` (INFO) and
-// `cinderlift.image_upload.error` (ERROR, for failed and cancelled jobs), publisher `cinderlift.<host>`. Nothing is sent
+// `cinderlift.image_upload.error` (ERROR, for failed jobs), publisher `cinderlift.<host>`. Nothing is sent
 // for a declined job, which is Cinder's again. The payload:
 //
 //	tenant_id, user_id   of the request (named as in Cinder's own volume.* events, for Ceilometer)

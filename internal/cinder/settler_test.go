@@ -120,15 +120,15 @@ func TestSettle(t *testing.T) {
 	}{
 		{"call made", "call-driver.json", made, []string{"reply", "notify", "see-volume-freed"}, []string{reply, end}, false, false},
 		{"call failed", "call-driver.json", failed, []string{"discard-image", "reply", "notify", "see-volume-freed"}, []string{reply, bad}, false, true},
-		{"call cancelled", "call-driver.json", cancelled, []string{"discard-image", "reply", "notify", "see-volume-freed"}, []string{reply, bad}, false, true},
+		{"call cancelled", "call-driver.json", cancelled, []string{"discard-image", "reply", "notify", "see-volume-freed"}, []string{reply, end}, false, true},
 		{"call declined", "call-driver.json", declined, []string{"reply"}, []string{reply}, false, false},
 		{"manager made", "cast-manager.json", made, []string{"cast-done", "notify", "see-volume-freed"}, []string{cast, end}, false, false},
 		{"manager failed", "cast-manager.json", failed, []string{"discard-image", "cast-done", "notify", "see-volume-freed"}, []string{cast, bad}, false, true},
-		{"manager cancelled", "cast-manager.json", cancelled, []string{"discard-image", "cast-done", "notify", "see-volume-freed"}, []string{cast, bad}, false, true},
+		{"manager cancelled", "cast-manager.json", cancelled, []string{"discard-image", "cast-done", "notify", "see-volume-freed"}, []string{cast, end}, false, true},
 		{"manager declined", "cast-manager.json", declined, []string{"cast-done"}, []string{cast}, false, false},
 		{"api made", "cast-api.json", made, []string{"free-volume", "notify"}, []string{end}, true, false},
 		{"api failed", "cast-api.json", failed, []string{"discard-image", "free-volume", "notify"}, []string{bad}, true, true},
-		{"api cancelled", "cast-api.json", cancelled, []string{"discard-image", "free-volume", "notify"}, []string{bad}, true, true},
+		{"api cancelled", "cast-api.json", cancelled, []string{"discard-image", "free-volume", "notify"}, []string{end}, true, true},
 		{"api declined", "cast-api.json", declined, []string{"hand-back"}, []string{cast}, false, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -369,7 +369,8 @@ func TestReplies(t *testing.T) {
 		{made, `{"declined":false,"strategy":"clone-flatten"}`, ""},
 		{declined, `{"declined":true,"reason":"no strategy makes vdi"}`, ""},
 		{failed, "null", `"class":"ImageCopyFailure","module":"cinder.exception","message":"pool images is full","tb":[],"args":[],"kwargs":{"reason":"pool images is full"}`},
-		{cancelled, "null", `"class":"ImageNotFound","module":"cinder.exception"`},
+		{cancelled, `{"cancelled":true,"declined":false,"reason":"the image is gone"}`, ""},
+		{worker.Outcome{Result: worker.Failed, Reason: worker.ReasonImageMissing}, "null", `"class":"ImageNotFound","module":"cinder.exception"`},
 		{worker.Outcome{Result: worker.Failed, Reason: worker.ReasonVolumeMissing}, "null", `"class":"VolumeNotFound","module":"cinder.exception","message":"volume-missing","tb":[],"args":[],"kwargs":{"volume_id":"`},
 		{worker.Outcome{Result: worker.Failed, Reason: worker.ReasonGlanceUnavailable}, "null", `"class":"GlanceConnectionFailed"`},
 	} {
@@ -398,6 +399,7 @@ func TestCastDone(t *testing.T) {
 	}{
 		{made, nil, false, nil},
 		{failed, "pool images is full", false, nil},
+		{cancelled, nil, false, nil},
 		{worker.Outcome{Result: worker.Failed, Reason: worker.ReasonInternal}, "internal", false, nil},
 		{declined, nil, true, canary},
 	} {

@@ -101,6 +101,8 @@ func (t *telling) answer() oslo.Reply {
 		return oslo.Reply{Result: map[string]any{"declined": false, "strategy": t.outcome.Strategy}}
 	case worker.Declined:
 		return oslo.Reply{Result: map[string]any{"declined": true, "reason": t.outcome.Message}}
+	case worker.Cancelled: // the user deleted the image: nothing went wrong, and nobody is told that it did
+		return oslo.Reply{Result: map[string]any{"declined": false, "cancelled": true, "reason": t.outcome.Message}}
 	default:
 		return oslo.Reply{Failure: t.failure()}
 	}
@@ -157,7 +159,7 @@ func (t *telling) castDone(ctx context.Context) error {
 func (t *telling) result() result {
 	r := result{VolumeID: t.job.VolumeID, ImageMeta: t.origin.ImageMeta, Reason: t.outcome.Reason}
 	switch t.outcome.Result {
-	case worker.Done:
+	case worker.Done, worker.Cancelled: // see answer
 	case worker.Declined:
 		r.Declined = true
 	default:
@@ -264,7 +266,7 @@ type payload struct {
 
 func (t *telling) notify(ctx context.Context) error {
 	event, priority := eventEnd, oslo.Info
-	if t.outcome.Result != worker.Done {
+	if t.outcome.Result != worker.Done && t.outcome.Result != worker.Cancelled {
 		event, priority = eventError, oslo.Error
 	}
 	id, err := messageID(t.job.ImageID, event)
