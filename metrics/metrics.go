@@ -32,6 +32,7 @@ type Recorder struct {
 	deliveries   *prometheus.CounterVec
 	redeliveries prometheus.Counter
 	adopted      prometheus.Counter
+	aside        prometheus.Counter
 	running      prometheus.Gauge
 	settled      *prometheus.CounterVec
 	took         *prometheus.HistogramVec
@@ -87,6 +88,8 @@ func build(reg *prometheus.Registry) *Recorder {
 			Help: "Messages that the broker had handed out before."}),
 		adopted: f.NewCounter(prometheus.CounterOpts{Name: "cinderlift_jobs_adopted_total",
 			Help: "Jobs taken over from a worker that died, was stopped or lost its lease."}),
+		aside: f.NewCounter(prometheus.CounterOpts{Name: "cinderlift_jobs_put_aside_total",
+			Help: "Jobs put aside because they killed several workers: an operator should look at them soon."}),
 		running: f.NewGauge(prometheus.GaugeOpts{Name: "cinderlift_jobs_in_progress",
 			Help: "Jobs that this worker holds the lease of."}),
 		settled: counter("jobs_total",
@@ -194,6 +197,9 @@ func (m *Recorder) JobStarted(adopted bool) {
 
 // JobReleased implements worker.Recorder.
 func (m *Recorder) JobReleased() { m.running.Dec() }
+
+// JobPutAside implements worker.Recorder.
+func (m *Recorder) JobPutAside() { m.aside.Inc() }
 
 // StepEnded implements worker.Recorder.
 func (m *Recorder) StepEnded(strategy, step string, took time.Duration, err error) {

@@ -112,6 +112,7 @@ func TestWhatIsRecordedShows(t *testing.T) {
 		{"no answer", func(m *metrics.Recorder) { m.Request(metrics.Cinder, 0) }, `cinderlift_errors_total{service="cinder"} 1`},
 		{"server error", func(m *metrics.Recorder) { m.Request(metrics.Keystone, 503) },
 			`cinderlift_errors_total{service="keystone"} 1`},
+		{"put aside", func(m *metrics.Recorder) { m.JobPutAside() }, `cinderlift_jobs_put_aside_total 1`},
 		{"paused", func(m *metrics.Recorder) { m.Paused("ceph", true) }, `cinderlift_paused{reason="ceph"} 1`},
 		{"paused no more", func(m *metrics.Recorder) { m.Paused("ceph", true); m.Paused("ceph", false) },
 			`cinderlift_paused{reason="ceph"} 0`},

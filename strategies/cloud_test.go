@@ -325,6 +325,7 @@ func (silent) StepEnded(string, string, time.Duration, error) {}
 func (silent) StepRetried(string, string, worker.Reason)      {}
 func (silent) Moved(string, int64, int64)                     {}
 func (silent) JobReleased()                                   {}
+func (silent) JobPutAside()                                   {}
 func (silent) JobSettled(worker.Outcome, time.Duration)       {}
 
 // check states what has to be true at the end of every job, however it went, and answers the outcome.

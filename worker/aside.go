@@ -86,6 +86,7 @@ func (j *run) putAside(ctx context.Context, activity string) error {
 	if err := j.save(ctx); err != nil {
 		return err
 	}
+	j.Recorder.JobPutAside()
 	j.log.Error("job put aside: it kills its workers", "activity", activity, "deaths", j.rec.Deaths,
 		"until", j.rec.Aside.Until, "advice", "see `cinderlift jobs IMAGE_ID`; replay it or let it fail")
 

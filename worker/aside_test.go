@@ -41,6 +41,9 @@ func TestPutAside(t *testing.T) {
 		if r.Aside == nil || r.Aside.Activity != "data" || r.Died("data") != w.conf.Backoff.Claims || r.Outcome != nil {
 			t.Fatalf("the job was not put aside: %+v", r)
 		}
+		if n := p.number(&p.aside); n != 1 {
+			t.Errorf("it was put aside %d times", n)
+		}
 		if d := r.Deaths[0]; d.Owner != "crashing" || d.Since.IsZero() {
 			t.Errorf("the evidence is %+v", d)
 		}

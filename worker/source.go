@@ -72,5 +72,6 @@ type Recorder interface {
 	StepRetried(strategy, step string, r Reason)
 	Moved(strategy string, cluster, worker int64) // bytes since the last call
 	JobReleased()                                 // this worker no longer works on the job, whatever became of it
+	JobPutAside()                                 // it killed several workers, see Aside
 	JobSettled(o Outcome, took time.Duration)     // took counts from the request's acceptance
 }

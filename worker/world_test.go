@@ -183,6 +183,7 @@ type proc struct {
 	ops     []string
 	started int
 	settled int
+	aside   int
 }
 
 // start runs a worker; fault may be nil.
@@ -612,6 +613,7 @@ func (r recorder) JobStarted(bool) {
 func (recorder) StepEnded(string, string, time.Duration, error) {}
 func (recorder) StepRetried(string, string, worker.Reason)      {}
 func (recorder) Moved(strategy string, cluster, through int64)  {}
+func (r recorder) JobPutAside()                                 { r.p.count(&r.p.aside, 1) }
 func (r recorder) JobReleased()                                 { r.p.count(&r.p.running, -1) }
 func (r recorder) JobSettled(o worker.Outcome, _ time.Duration) { r.p.count(&r.p.settled, 1) }
 
