@@ -47,6 +47,7 @@ func (t *trouble) one(ctx context.Context, e event) error {
 	default:
 		t.ledger.count("service_faults", 1)
 		t.ledger.count(string(e.Kind), 1)
+		t.say("%s", e)
 
 		return t.service(ctx, e)
 	}
@@ -71,7 +72,7 @@ func (t *trouble) service(ctx context.Context, e event) error {
 	case killOSD:
 		return t.bounce(ctx, fmt.Sprintf("ceph-osd%d", e.Target%t.osds), e)
 	case killGlance:
-		return t.bounce(ctx, "glance-api", e)
+		return t.users.calmly(ctx, func() error { return t.bounce(ctx, "glance-api", e) })
 	case killVolume, resetVolume:
 		return t.users.calmly(ctx, func() error { return t.bounce(ctx, "cinder-volume", e) })
 	case failGlance:

@@ -95,7 +95,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.Workers, "workers", 3, "how many workers")
 	f.IntVar(&o.Volumes, "volumes", 12, "how many volumes, so how many requests at a time")
 	f.DurationVar(&o.Lease, "lease", 10*time.Second, "CINDERLIFT_LEASE_TTL of the workers")
-	f.DurationVar(&o.Every, "every", 8*time.Second, "between two disturbances of workers, on average")
+	f.DurationVar(&o.Every, "every", 10*time.Second, "between two disturbances of workers, on average")
 	f.DurationVar(&o.Service, "service", 25*time.Second, "between two disturbances of services, on average")
 	f.StringVar(&o.Hook, "hook", "both", "volume_api_class, volume_manager, or both, one half of the time each")
 	f.StringVar(&o.Out, "out", "build/chaos.json", "where the counts go; the manifest goes beside it")

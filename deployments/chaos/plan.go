@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -35,6 +36,15 @@ type event struct {
 	For    time.Duration // how long it lasts
 	Fault  lab.Fault     // of Glance and Cinder
 	Share  float64       // of their requests
+}
+
+func (e event) String() string {
+	s := fmt.Sprintf("%s, for %.1f s", e.Kind, e.For.Seconds())
+	if e.Kind == failGlance || e.Kind == failCinder {
+		s += fmt.Sprintf(": %s, %.0f %% of the requests", e.Fault, 100*e.Share)
+	}
+
+	return s
 }
 
 // pace is how often something happens.

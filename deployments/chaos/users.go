@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cinderlift/cinderlift/internal/keystone"
 	"github.com/cinderlift/cinderlift/internal/lab"
 )
 
@@ -52,9 +51,12 @@ func (u *users) serve(ctx context.Context, phase, n int) {
 			return
 		}
 		r := u.want(dice, n, fmt.Sprintf("chaos-%d-%d-%d-%d", u.seed, phase, n, round))
-		if err := u.one(ctx, r, dice); err != nil && ctx.Err() == nil {
-			u.say("%s: %v", r.name, err)
+		err := u.one(ctx, r, dice)
+		if errors.As(err, &errNotAccepted{}) {
+			u.asked.Add(-1)
 			pause(ctx, time.Second)
+		} else if err != nil {
+			u.say("%s: %v", r.name, err)
 		}
 		if u.deadline.Err() != nil {
 			return
@@ -193,18 +195,20 @@ func (u *users) doubt(r request, why error) error {
 		_ = u.reset(u.deadline, r.volume, "available")
 	}
 
-	return fmt.Errorf("not accepted: %w", why)
+	return errNotAccepted{why}
 }
+
+// errNotAccepted is a request that Cinder or the broker did not take.
+type errNotAccepted struct{ error }
 
 // named finds the image of a request whose answer was lost.
 func (u *users) named(name string) (string, error) {
-	var l struct{ Images []lab.Image }
-	err := u.demo.Do(u.deadline, keystone.Image, "GET", "/v2/images?name="+name, nil, &l)
-	if err != nil || len(l.Images) == 0 {
+	ids, err := u.look.Named(name)
+	if err != nil || len(ids) == 0 {
 		return "", err
 	}
 
-	return l.Images[0].ID, nil
+	return ids[0], nil
 }
 
 // cancel deletes the image while the job runs, or just has run.
@@ -241,6 +245,10 @@ func (u *users) late(ctx context.Context, r request, j *job, dice *rand.Rand) {
 // take looks at the image and deletes it, so that the cluster does not fill.
 func (u *users) take(ctx context.Context, r request, j *job) error {
 	found, err := u.look.Verify(j.Asked)
+	for try := 0; err != nil && try < 30; try++ {
+		pause(ctx, time.Second) // a service is away
+		found, err = u.look.Verify(j.Asked)
+	}
 	if err != nil {
 		return fmt.Errorf("look at image %s: %w", j.Image, err)
 	}

@@ -63,6 +63,7 @@ func (w *wire) frame(a lab.Asked, project string) (oslo.Message, error) {
 	meta["id"], meta["name"], meta["owner"], meta["file"] = a.Image, a.Name, project, "/v2/images/"+a.Image+"/file"
 	m["_context_project_id"], m["_context_project"] = project, project
 	m["_context_auth_token"], m["_unique_id"] = canary, strings.ToLower(rand.Text())
+	m["_context_request_id"] = "req-" + a.Image
 	inner, err := json.Marshal(m)
 	if err != nil {
 		return oslo.Message{}, err

@@ -279,6 +279,13 @@ func (i *Inspector) Verify(a Asked) ([]Violation, error) {
 	return found, i.ask(&found, "verify", a)
 }
 
+// Named answers the ids of the images that bear a name.
+func (i *Inspector) Named(name string) ([]string, error) {
+	var found []string
+
+	return found, i.ask(&found, "named", name)
+}
+
 func (i *Inspector) ask(into any, words ...any) error {
 	line, err := json.Marshal(words)
 	if err != nil {

@@ -2,7 +2,7 @@
 
 audit.py audit        reads a manifest (JSON) from standard input, prints a JSON list of violations
 audit.py serve        reads a JSON list [COMMAND, ARGUMENT…] per line and answers one line each:
-                      {"ok": …} or {"error": "…"}; commands: records IDS, verify REQUEST
+                      {"ok": …} or {"error": "…"}; commands: records WHERE IDS, verify REQUEST, named NAME
 
 Runs inside the lab's root file system, as Ceph's and OpenStack's admin. The manifest:
   requests   of each accepted request: image, volume, digest ("size digest" of the volume; "" when it can't be compared),
@@ -431,19 +431,25 @@ class Server:
                                     "strategy": outcome.get("strategy", "")}
         return answer
 
-    def verify(self, request):
-        """The violations of one active image; none when Glance has none of this id."""
+    def glance(self, ask):
+        """ask(OpenStack), with a new token when the old one has expired."""
         try:
-            return self.look(request)
+            self.cloud = self.cloud or OpenStack()
+            return ask(self.cloud)
         except urllib.error.HTTPError as e:
             if e.code != 401:
                 raise
-            self.cloud = None  # the token has expired
-            return self.look(request)
+            self.cloud = OpenStack()
+            return ask(self.cloud)
 
-    def look(self, request):
-        self.cloud = self.cloud or OpenStack()
-        audit, image = Audit(self.cluster, {}), self.cloud.image(request["image"])
+    def named(self, name):
+        """The ids of the images of this name."""
+        path = "/v2/images?name=" + urllib.parse.quote(name)
+        return [i["id"] for i in self.glance(lambda cloud: cloud.get("image", path))["images"]]
+
+    def verify(self, request):
+        """The violations of one active image; none when Glance has none of this id."""
+        audit, image = Audit(self.cluster, {}), self.glance(lambda cloud: cloud.image(request["image"]))
         if image and image["status"] == ACTIVE:
             audit.active(request["image"], request, image)
         return audit.found
@@ -451,7 +457,7 @@ class Server:
     def answer(self, line):
         command, *arguments = json.loads(line)
         try:
-            return {"ok": {"records": self.records, "verify": self.verify}[command](*arguments)}
+            return {"ok": {"records": self.records, "verify": self.verify, "named": self.named}[command](*arguments)}
         except Exception as e:  # the one who asks decides what it means
             return {"error": "%s: %r" % (command, e)}
 
