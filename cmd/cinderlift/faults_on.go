@@ -37,13 +37,14 @@ const (
 	refused        = "refused"         // GiveUp without a call
 	otherWay       = "other-way"       // OtherWay without a call
 	hang           = "hang"            // no call, until ctx ends
+	hangAfter      = "hang-after"      // after the call, until ctx ends
 	stopBefore     = "stop"            // SIGSTOP of this process; the call follows when somebody wakes it
 	stopIn         = "stop-in"         // during the call
 	termIn         = "term-in"         // SIGTERM to this process during the call
 )
 
 func faultModes() []string {
-	return []string{dieBefore, dieIn, dieAfter, notApplied, appliedFailed, appliedRefused, refused, otherWay, hang, stopBefore, stopIn, termIn}
+	return []string{dieBefore, dieIn, dieAfter, notApplied, appliedFailed, appliedRefused, refused, otherWay, hang, hangAfter, stopBefore, stopIn, termIn}
 }
 
 // moment is long enough for a call to have begun and short enough that few have ended.
@@ -216,12 +217,10 @@ func (f *failpoint) fire(ctx context.Context, p worker.Progress, do call, log *s
 		return f.during(ctx, p, do, func() { log.Warn(said); signalSelf(syscall.SIGSTOP) })
 	case termIn:
 		return f.during(ctx, p, do, func() { log.Warn(said); signalSelf(syscall.SIGTERM) })
-	case dieAfter, appliedFailed, appliedRefused:
+	case dieAfter, appliedFailed, appliedRefused, hangAfter:
 		err := do(ctx, p)
 		log.Warn(said, "error", err)
-		if f.mode == dieAfter {
-			die()
-		}
+		f.linger(ctx)
 
 		return f.failed(err)
 	}
@@ -238,6 +237,16 @@ func (f *failpoint) fire(ctx context.Context, p worker.Progress, do call, log *s
 	}
 
 	return f.failed(nil)
+}
+
+// linger is what follows a call that was made.
+func (f *failpoint) linger(ctx context.Context) {
+	switch f.mode {
+	case dieAfter:
+		die()
+	case hangAfter:
+		<-ctx.Done()
+	}
 }
 
 // failed is the error that the mode tells. An error that the call had itself is the better one.

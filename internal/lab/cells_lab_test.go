@@ -194,15 +194,16 @@ type way struct {
 	name     string
 	strategy string
 	set      map[string]string
-	next     bool // another strategy follows when this one says that it can't
+	next     bool   // another strategy follows when this one says that it can't
+	heir     string // binary of the successor; "": the one of `make build`
 }
 
 func ways() []way {
 	return []way{
-		{"early", strategies.NameCloneFlatten, map[string]string{"CINDERLIFT_REGISTER": "early"}, true},
-		{"late", strategies.NameCloneFlatten, map[string]string{"CINDERLIFT_REGISTER": "late"}, true},
-		{"copy", strategies.NameCopy, map[string]string{"CINDERLIFT_STRATEGIES": "copy"}, false},
-		{"export", strategies.NameExportUpload, map[string]string{"CINDERLIFT_STRATEGIES": "export-upload"}, false},
+		{"early", strategies.NameCloneFlatten, map[string]string{"CINDERLIFT_REGISTER": "early"}, true, ""},
+		{"late", strategies.NameCloneFlatten, map[string]string{"CINDERLIFT_REGISTER": "late"}, true, ""},
+		{"copy", strategies.NameCopy, map[string]string{"CINDERLIFT_STRATEGIES": "copy"}, false, ""},
+		{"export", strategies.NameExportUpload, map[string]string{"CINDERLIFT_STRATEGIES": "export-upload"}, false, ""},
 	}
 }
 
@@ -225,6 +226,21 @@ type lane struct {
 	heir   *lab.Worker
 }
 
+// small makes a volume of 64 MiB, which Cinder can't, so that an upload does not send a GiB of zeros, and answers its
+// digest.
+func (w *world) small(percent int) (volume, want string) {
+	w.t.Helper()
+	volume = w.volume(lab.VolumeSpec{GiB: 1}, 0)
+	_, err := w.Exec(w.ctx, "rbd", "resize", "--no-progress", "--allow-shrink", "--size", "64", rbdVolume(volume))
+	w.must(err)
+	if percent > 0 {
+		_, err := w.Fill(w.ctx, rbdVolume(volume), 40, percent)
+		w.must(err)
+	}
+
+	return volume, w.sum(rbdVolume(volume))
+}
+
 // lane makes one, with a clean worker that takes no requests but adopts what others leave.
 func (w *world) lane(d *desk, name string, v way, percent int) *lane {
 	w.t.Helper()
@@ -237,9 +253,8 @@ func (w *world) lane(d *desk, name string, v way, percent int) *lane {
 	for _, priority := range []string{"info", "error"} {
 		d.queue(w, l.topic()+".told."+priority)
 	}
-	l.volume = w.volume(lab.VolumeSpec{GiB: 1}, percent)
-	l.want = w.sum(rbdVolume(l.volume))
-	l.heir = l.start("", map[string]string{"CINDERLIFT_TOPIC": l.topic() + ".idle"})
+	l.volume, l.want = w.small(percent)
+	l.heir = l.start(v.heir, map[string]string{"CINDERLIFT_TOPIC": l.topic() + ".idle"})
 
 	return l
 }

@@ -97,7 +97,7 @@ func TestKillMatrix(t *testing.T) {
 						go deal(cells, choose(l.cells(binary), rand.New(rand.NewPCG(seed, 0)))) //nolint:gosec // see above
 					}
 					for c := range cells {
-						t.Run(c.name(), func(t *testing.T) { l.on(t, 2*time.Minute).disturb(binary, c, sums) })
+						t.Run(c.name(), func(t *testing.T) { l.on(t, 4*time.Minute).disturb(binary, c, sums) })
 					}
 				})
 			}
@@ -142,11 +142,9 @@ func choose(all []cell, rnd *rand.Rand) []cell {
 func (l *lane) cells(binary string) (all []cell) {
 	l.t.Helper()
 	l.t.Run("undisturbed", func(t *testing.T) {
-		l := l.on(t, 2*time.Minute)
-		p := l.start(binary, map[string]string{"CINDERLIFT_FAULT": "none/none/hang"})
-		image := l.ask(lab.Raw(t.Name()))
-		l.closedBy(image, p, l.heir)
-		l.ended(image, true)
+		l := l.on(t, 4*time.Minute)
+		p := l.start(binary, map[string]string{"CINDERLIFT_FAULT": "none/none/hang", "CINDERLIFT_SCAN_EVERY": "10m"})
+		l.undisturbed(p)
 		steps, undos, settling := l.names(p)
 		commit := slices.Index(steps, map[string]string{"export": "upload"}[l.way.name])
 		if commit < 0 {
@@ -157,6 +155,20 @@ func (l *lane) cells(binary string) (all []cell) {
 	})
 
 	return all
+}
+
+// undisturbed has p make an image, see firing.
+func (l *lane) undisturbed(p *lab.Worker) {
+	l.t.Helper()
+	for range 5 {
+		image := l.ask(lab.Raw(l.t.Name()))
+		l.closedBy(image, p, l.heir)
+		l.ended(image, true)
+		if _, early := when(l.heir, said("job adopted", image)); !early {
+			return
+		}
+	}
+	l.t.Fatal("the heir was first, again and again")
 }
 
 // names reads the names of the steps off the log: those of the plan, of what can be undone, of settling.
@@ -395,4 +407,31 @@ func (w *world) stopped(p *lab.Worker) time.Duration {
 	}
 
 	return took
+}
+
+// TestTakeover measures the time from kill -9 to the moment another worker has the job, with the default pause between
+// two scans.
+func TestTakeover(t *testing.T) {
+	kills := 3
+	if thorough() {
+		kills = 24
+	}
+	w := within(t, 20*time.Minute)
+	binary := w.faulty()
+	v := wayOf("early")
+	v.set = with(v.set, map[string]string{"CINDERLIFT_SCAN_EVERY": "10s"})
+	l := w.lane(w.atDesk("volume_manager"), "takeover", v, 3)
+	sums := &tally{}
+	steps := []string{"snapshot", "clone", "flatten", "release-source"}
+	for i := range kills {
+		step := steps[i%len(steps)]
+		t.Run(fmt.Sprintf("%d %s", i, step), func(t *testing.T) {
+			l.on(t, 4*time.Minute).disturb(binary, l.cell(true, l.way.strategy+"/"+step+"/"+dieIn), sums)
+		})
+	}
+	sums.log(t)
+	const most = leaseTTL + 2*time.Second
+	if p99 := percentile(sums.takeovers, 99); p99 > most {
+		t.Errorf("takeover took %s at the 99th percentile, want %s at most", p99, most)
+	}
 }
