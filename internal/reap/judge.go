@@ -92,10 +92,16 @@ func (f *facts) holdStranger() (a Action, why string, held bool) {
 
 // judge decides about one trace. With Action "" there is nothing to report.
 func (f *facts) judge(t strategies.Trace, going []strategies.Ref) (Action, string) {
+	data := t.Kind == strategies.TraceImage || t.Kind == strategies.TraceRemains
+	if data && f.used() {
+		if a, why := f.judgeUsed(t); a == "" {
+			return a, why // however young: most images that are found are like that
+		}
+	}
 	if a, why, held := f.hold(); held {
 		return a, why
 	}
-	if t.Kind == strategies.TraceImage || t.Kind == strategies.TraceRemains {
+	if data {
 		return f.judgeImage(t)
 	}
 	if others := without(t.Children, going); len(others) > 0 {

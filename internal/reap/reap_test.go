@@ -203,6 +203,13 @@ func TestNothingElseGoes(t *testing.T) {
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.image(1, worker.ImageActive, dst(1))
 		}, nil},
+		{"the image is active with it, and both are young", func(w *world) {
+			w.leave(1, sealed)
+			w.record(ended(1, worker.Done))
+			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
+			w.image(1, worker.ImageActive, dst(1))
+			young(w, dst(1).String())
+		}, nil},
 		{"the image is active, its record is gone", func(w *world) {
 			w.leave(1, sealed)
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))

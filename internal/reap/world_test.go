@@ -48,7 +48,7 @@ type world struct {
 	journal *workertest.Journal // for planting
 	cluster *strategiestest.Cluster
 	finder  *strategiestest.Finder
-	glance  *glance
+	glance  *images
 	uploads []reap.Upload
 	cinder  error
 	bare    []string        // keys without a record
@@ -61,14 +61,14 @@ func newWorld(t *testing.T) *world {
 	s := workertest.NewStore(ttl)
 
 	return &world{
-		t: t, store: s, journal: s.Journal("test"), cluster: c, glance: &glance{images: map[string]worker.Image{}},
+		t: t, store: s, journal: s.Journal("test"), cluster: c, glance: &images{images: map[string]worker.Image{}},
 		finder: &strategiestest.Finder{Cluster: c, Made: map[string]time.Time{}, Users: map[string][]string{}},
 		locks:  map[string]bool{},
 	}
 }
 
-// glance is Glance as a reaper sees it.
-type glance struct {
+// images is Glance as a reaper sees it.
+type images struct {
 	mu     sync.Mutex
 	images map[string]worker.Image
 	err    error
@@ -76,7 +76,7 @@ type glance struct {
 	begin  func(op string) (before, after error)
 }
 
-func (g *glance) do(op string, fn func() error) error {
+func (g *images) do(op string, fn func() error) error {
 	var before, after error
 	if g.begin != nil {
 		before, after = g.begin(op)
@@ -93,7 +93,7 @@ func (g *glance) do(op string, fn func() error) error {
 	return after
 }
 
-func (g *glance) Image(_ context.Context, id string) (im worker.Image, err error) {
+func (g *images) Image(_ context.Context, id string) (im worker.Image, err error) {
 	err = g.do("glance.image", func() error {
 		g.asked++
 		found, ok := g.images[id]
@@ -108,7 +108,7 @@ func (g *glance) Image(_ context.Context, id string) (im worker.Image, err error
 	return im, err
 }
 
-func (g *glance) Discard(_ context.Context, id string) error {
+func (g *images) Discard(_ context.Context, id string) error {
 	return g.do("glance.discard", func() error {
 		if s := g.images[id].Status; s != worker.ImageActive && s != worker.ImageDeactivated {
 			delete(g.images, id)
