@@ -225,6 +225,26 @@ func TestLabRESTResetStatusOfAnAttachedVolume(t *testing.T) {
 		t.Fatal(err, a.Err())
 	}
 	check(false, "available")
+	// One that is only reserved is not shown with the volume, and counts all the same. Setting the status changes the record.
+	l.ask(t, l.demo, http.MethodPost, "/attachments", map[string]any{"attachment": map[string]any{
+		"volume_uuid": id, "instance_uuid": "00000000-0000-4000-8000-000000000002",
+	}}, &v)
+	_, before, err := l.rest.Touched(t.Context(), id)
+	if err != nil || before == "" {
+		t.Errorf("touched at %q, %v", before, err)
+	}
+	<-time.After(1100 * time.Millisecond) // the database counts seconds
+	check(false, "in-use")
+	if status, after, err := l.rest.Touched(t.Context(), id); err != nil || after == before || status != "in-use" {
+		t.Errorf("%s at %q, before %q, %v", status, after, before, err)
+	}
+	a, err = l.login(t, "SERVICE").Do(t.Context(), keystone.Request{
+		Service: keystone.Volume, What: "detach", Method: http.MethodDelete, Path: "/attachments/" + v.Attachment.ID,
+		Header: http.Header{"Openstack-Api-Version": {"volume 3.54"}}, ServiceToken: true,
+	})
+	if err != nil || a.Err() != nil {
+		t.Fatal(err, a.Err())
+	}
 }
 
 // A 404 counts only with a request id on it, so Cinder has to put one there.
