@@ -247,6 +247,7 @@ func (c *chaos) rage(ctx context.Context) {
 	var watch sync.WaitGroup
 	watch.Go(func() { c.users.watch(watching) })
 	watch.Go(func() { c.progress(watching) })
+	c.rest(ctx)
 	hooks := c.hooks()
 	each := c.opt.Time / time.Duration(len(hooks))
 	for n, hook := range hooks {
@@ -264,6 +265,17 @@ func (c *chaos) rage(ctx context.Context) {
 	stop()
 	c.crew.stop()
 	c.raged = time.Since(begin)
+}
+
+// rest waits until workers have ended what a run before has left.
+func (c *chaos) rest(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	for _, id := range c.users.volumes {
+		if err := c.users.free(ctx, id); err != nil {
+			c.say("%v", err)
+		}
+	}
 }
 
 // phase lets users ask and things happen for a while, and then waits until all has come to its end.

@@ -145,6 +145,7 @@ func (c *crew) kill(target int) {
 		c.ledger.count("kills_at_work", 1)
 	}
 	c.ledger.count("kills", 1)
+	c.ledger.disturbed(at, at.Add(2*time.Second)) // for others: until its place is filled again
 }
 
 // term asks a worker to end and measures how long it takes.
@@ -171,6 +172,7 @@ func (c *crew) end(name string, w *lab.Worker) {
 		_ = w.Kill()
 	}
 	took := time.Since(at)
+	c.ledger.disturbed(at, at.Add(took))
 	c.mu.Lock()
 	c.exits = append(c.exits, took)
 	c.mu.Unlock()
@@ -189,7 +191,9 @@ func (c *crew) freeze(ctx context.Context, target int, d time.Duration) {
 	c.ask(h, func(h *hand) { h.frozen = true })
 	_ = w.Signal(syscall.SIGSTOP) // it may just have ended
 	c.ledger.count("freezes", 1)
+	from := time.Now()
 	pause(ctx, d)
+	c.ledger.disturbed(from, time.Now())
 	_ = w.Signal(syscall.SIGCONT)
 	c.ask(h, func(h *hand) {
 		if h.worker == w {

@@ -48,8 +48,11 @@ func (t *trouble) one(ctx context.Context, e event) error {
 		t.ledger.count("service_faults", 1)
 		t.ledger.count(string(e.Kind), 1)
 		t.say("%s", e)
+		from := time.Now()
+		err := t.service(ctx, e)
+		t.ledger.disturbed(from, time.Now().Add(5*time.Second)) // what waited has to find out
 
-		return t.service(ctx, e)
+		return err
 	}
 
 	return nil

@@ -15,6 +15,7 @@ type ledger struct {
 	jobs      map[string]*job // by image
 	order     []string
 	takeovers []takeover
+	troubled  []span          // when anything was out of order
 	early     []lab.Violation // found before the end
 	counts    map[string]int
 }
@@ -34,6 +35,23 @@ type takeover struct {
 	took  time.Duration
 	image string
 	at    time.Time // of the kill
+}
+
+// span is a time between two moments.
+type span struct{ from, to time.Time }
+
+// disturbed books a disturbance.
+func (l *ledger) disturbed(from, to time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.troubled = append(l.troubled, span{from, to})
+}
+
+// calm reports whether nothing but the kill itself happened while a job had no worker.
+func (l *ledger) calm(t takeover) bool {
+	return !slices.ContainsFunc(l.troubled, func(s span) bool {
+		return s.from.Before(t.at.Add(t.took)) && s.to.After(t.at) && !s.from.Equal(t.at)
+	})
 }
 
 func newLedger() *ledger { return &ledger{jobs: map[string]*job{}, counts: map[string]int{}} }
