@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -555,5 +556,67 @@ func judge(t *testing.T, w *worker, out []byte) {
 	defer w.mu.Unlock()
 	if fmt.Sprint(w.notes) != "[1 2]" {
 		t.Errorf("casts received: %v", w.notes)
+	}
+}
+
+// A message that ends every process that takes it, by SIGKILL, before anything is known of it.
+func TestPoisonEndsProcesses(t *testing.T) {
+	for _, kind := range []string{"classic", "quorum"} {
+		t.Run(kind, func(t *testing.T) {
+			s := openLab(t, configurations[kind])
+			d := openDesk(t, s, func(o *Options) { o.Poison = 4 })
+			d.send(wrap(poisonBody))
+			killed := 0
+			for range 10 {
+				cmd := exec.CommandContext(d.ctx(), os.Args[0], "-test.run", "^TestPoisonTaker$")
+				cmd.Env = append(os.Environ(), "POISON_TAKER="+strings.Join([]string{s.url(), d.o.Exchange, d.o.Topic}, " "))
+				out, err := cmd.CombinedOutput()
+				if err == nil {
+					break
+				}
+				if cmd.ProcessState.ExitCode() != -1 {
+					t.Fatalf("%v\n%s", err, out)
+				}
+				killed++
+			}
+			if killed != 4 {
+				t.Errorf("%d processes have ended over it, want 4", killed)
+			}
+			l := d.openDead()
+			if got := d.listed(l, 1)[0]; !strings.HasPrefix(got.Reason, "poison: 4 workers") || got.Deliveries != 4 || bytes.Contains(got.Body, []byte("tok-123")) {
+				t.Errorf("dead letter %+v", got)
+			}
+			d.backlog(0)
+		})
+	}
+}
+
+// TestPoisonTaker is a process of TestPoisonEndsProcesses.
+func TestPoisonTaker(t *testing.T) {
+	args := strings.Fields(os.Getenv("POISON_TAKER"))
+	if len(args) == 0 {
+		return // not called by it
+	}
+	tr, err := ParseTransportURL(args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := New(Options{Transport: tr, Exchange: args[1], Topic: args[2], Name: args[2], Poison: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ended := make(chan struct{})
+	go func() { _ = b.Run(ctx); close(ended) }()
+	defer func() { cancel(); <-ended }()
+	d, err := b.Receive(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.DecodeError == nil {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
+	for d.DeadLetter(ctx, "unreadable") != nil && ctx.Err() == nil { // until the publishing connection is there
+		<-time.After(50 * time.Millisecond)
 	}
 }
