@@ -31,10 +31,18 @@
 // # Failures
 //
 // All errors are *worker.Error. A broker, Cinder, Glance or Keystone that is away is Retry. A step that can't succeed any
-// more says so in the log, with what the operator can do, and returns nil. A result cast that was confirmed and then lost
-// by cinder-volume (oslo.messaging acknowledges before it runs a method) leaves the volume in `uploading`, as it does
-// with stock Cinder; `openstack volume set --state` frees it. So does a plain cast that is rejected as no request at all:
-// what it says can't be acted upon. Cinder and our own glue don't send such; the dead-letter queue shows it.
+// more says so in the log, with what the operator can do, and returns nil.
+//
+// A result that was confirmed and then lost by cinder-volume (oslo.messaging acknowledges before it runs a method) would
+// leave the volume in `uploading`. The last step of settling looks, casts it again after a while, and frees the volume over
+// REST if its record has not changed since before the result was first told; see see.go. That is known only to the process
+// that took the request and for jobs of two seconds at least; any other logs what an operator can do. The same for a
+// declined job: its volume stays `uploading` for as long as Cinder itself makes the image, so nothing can be concluded.
+//
+// A plain cast that is rejected as no request at all, and poison, leave the volume in `uploading`: what they say can't be
+// acted upon. Cinder and our own glue don't send such; `cinderlift dead` shows them. A hand-back whose confirm was lost is
+// sent again under the same id, which cinder-volume ignores while it is among the last 16 that it received; it keeps the
+// second one unacknowledged until its connection ends.
 //
 // With `done` and with a call, Cinder frees the volume a moment after we have told it; the next upload of the same volume
 // may then begin before this job is closed, and waits for it.

@@ -41,17 +41,31 @@
 // AMQP has no way to ask what became of it, and a late return would be taken for the
 // next message's. Messages are published one at a time for the same reason.
 //
-// A broker in a memory or disk alarm stops reading from publishing connections. State shows it
-// as Blocked, publishing waits for as long as its context allows, and acknowledgements go on,
-// on their own connection.
+// A broker in a memory or disk alarm stops reading from publishing connections, and tells those
+// alone that publish. A probe, a message to nobody every few seconds, finds out. State shows it as
+// Blocked, publishing waits for as long as its context allows and is ErrDisconnected then, which
+// means that nothing was sent, and taking and acknowledging go on, on their own connection. It
+// resumes by itself, on the same connection.
+//
+// # Poison
+//
+// A message whose takers neither settle it nor give it back, because it ends them, is handed out
+// Options.Poison times (8). After that it is a delivery with ReasonPoison that nobody has read,
+// for the dead letters, with the number of its takers. Three more may end over redacting it; then
+// its body is replaced by its size and digest. See poison.go for how takers are counted. What is
+// not bounded: on a classic queue a taker is not counted while nothing can be published. A caller
+// is not told of poison: who it is stands in what nobody reads.
 //
 // # Topology
 //
 // The control exchange belongs to the whole cloud and is looked up before it is declared:
 // declared with other flags it would break every service. The work queue is our own and
 // durable, whatever the exchange is. See declareWork for the rest. A quorum work queue
-// dead-letters by itself what exceeds its delivery limit and what expires, and such dead
-// letters still hold the token of the request: reading tools must redact them.
+// dead-letters by itself what exceeds its delivery limit (20) and the calls whose time is up, and
+// such dead letters still hold the token of the request. The former does not happen: our own
+// limit is lower. The latter loses the token when somebody looks ([DeadLetters.List]). The
+// limit of the queue is not raised instead: a queue can't be declared with other arguments while
+// older workers use it.
 //
 // At most about 2000 calls of Receive can wait at a time (RabbitMQ's channel_max is 2047).
 package oslo

@@ -100,7 +100,8 @@ func (o Options) deadArgs() map[string]any {
 }
 
 // workArgs: a quorum queue on RabbitMQ 4 drops a message after 20 deliveries, so the
-// limit is explicit and what exceeds it goes to the dead letters. At-least-once dead
+// limit is explicit and what exceeds it goes to the dead letters, token and all. It is
+// there for messages that end even who puts them aside unread; Options.Poison is lower. At-least-once dead
 // lettering only works with reject-publish; without it the broker silently falls back
 // to at-most-once. A classic queue has no limit, and would only dead-letter calls that
 // nobody waits for any more.
