@@ -130,6 +130,8 @@ func (cl *Claim) take(ctx context.Context, volumeID string) error {
 		return err
 	}
 	cl.images, cl.closed = images, false
+	images.recall(e.filled)
+	images.note = cl.note
 	if e.addr != "" && e.addr != cl.k.addr {
 		if err := cl.c.fence(cl.k, e.addr); err != nil {
 			return err
@@ -210,6 +212,18 @@ func (cl *Claim) Save(ctx context.Context, r worker.Record) error {
 	}
 
 	return classify("save job "+cl.key, err)
+}
+
+// note writes what is being filled into the record's object. The record itself belongs to the runner.
+func (cl *Claim) note(raw []byte) error {
+	err := onErr(cl.images.ctx, cl.c, func(k *control) error {
+		return k.update(cl.key, cl.record.Epoch, map[string][]byte{keyFilled: raw})
+	})
+	if errors.Is(err, errEpoch) {
+		return fmt.Errorf("another worker has the job: %w", worker.ErrLeaseLost)
+	}
+
+	return err
 }
 
 // Renew implements worker.Claim. It goes over the control connection, where no data can be in its way. A lock that was

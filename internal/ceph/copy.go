@@ -1,11 +1,9 @@
 package ceph
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
-	"sync"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
@@ -13,9 +11,6 @@ import (
 	"github.com/cinderlift/cinderlift/strategies"
 	"github.com/cinderlift/cinderlift/worker"
 )
-
-// readers is how many objects go through this process at a time.
-const readers = 4
 
 // CopyObjects implements strategies.Destination.
 func (im *Images) CopyObjects(ctx context.Context, m strategies.Make, p worker.Progress) error {
@@ -51,7 +46,6 @@ type copying struct {
 	order    int64  // object size of the image to be made
 	all      []uint64
 	dst      target
-	amount   worker.Amount
 }
 
 // look finds the volume at its snapshot and which objects the image will have.
@@ -122,103 +116,17 @@ func (c *copying) create() error {
 
 // run fills the image, proves that it is full, and says so in a mark.
 func (c *copying) run(ctx context.Context) error {
-	there, left, err := c.fill(ctx)
+	work, err := c.im.filling(c.m.Dst, c.dst, c.src, c.progress)
 	if err != nil {
 		return err
 	}
-	if err := c.carry(ctx, left); err != nil {
+	defer work.close()
+	if err := c.im.fill(ctx, c.m.Dst, work, c.all); err != nil {
 		return err
 	}
-	if err := c.im.buildMaps(ctx, c.io, c.m.Dst, there, rbd.NoSnapshot); err != nil {
+	if err := c.im.buildMaps(ctx, c.io, c.m.Dst, work.there, rbd.NoSnapshot); err != nil {
 		return err
 	}
 
 	return c.im.image(c.m.Dst, func(image *rbd.Image) error { return setMark(image, markCopied, c.m.Job) })
-}
-
-// fill copies inside the cluster.
-func (c *copying) fill(ctx context.Context) (there, left []uint64, err error) {
-	from, err := c.im.chain(c.src, c.dst.geometry)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer from.close()
-	work, err := c.im.filling(c.m.Dst, c.dst, from, c.progress)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer work.to.Destroy()
-	err = c.im.fill(ctx, c.m.Dst, work, c.all)
-	c.amount = work.done
-
-	return work.there, work.left, err
-}
-
-// carry brings through this process what the cluster can't copy by itself: one whole object of the image at a time, in
-// one write. So an object that is there is complete, and a later try passes over it.
-func (c *copying) carry(ctx context.Context, left []uint64) error {
-	if len(left) == 0 {
-		return nil
-	}
-
-	return c.im.place(c.src, func(src *rbd.Image) error {
-		return c.im.image(c.m.Dst, func(dst *rbd.Image) error {
-			have, err := numbers(ctx, dst, uint64(c.order), rbd.ExcludeParent)
-			if err != nil {
-				return err
-			}
-
-			return c.carryAll(ctx, src, dst, lacks(have, left), len(left))
-		})
-	})
-}
-
-func (c *copying) carryAll(ctx context.Context, src, dst *rbd.Image, left []uint64, of int) error {
-	c.amount.Done += int64(of-len(left)) * c.order // brought by an earlier try
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	next := make(chan uint64)
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for range min(readers, len(left)) {
-		wg.Go(func() {
-			buffer := make([]byte, c.order)
-			for n := range next {
-				moved, err := c.carryOne(src, dst, n, buffer)
-				if err != nil {
-					cancel(err)
-				}
-				mu.Lock()
-				c.amount.Done, c.amount.Worker = min(c.amount.Total, c.amount.Done+c.order), c.amount.Worker+moved
-				c.progress(c.amount)
-				mu.Unlock()
-			}
-		})
-	}
-	err := feed(ctx, next, left)
-	close(next)
-	wg.Wait()
-	if err == nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-
-	return err
-}
-
-// carryOne leaves a hole where there are only zeros.
-func (c *copying) carryOne(src, dst *rbd.Image, n uint64, buffer []byte) (int64, error) {
-	from := int64(n) * c.order
-	p := buffer[:min(c.order, int64(c.size)-from)]
-	got, err := src.ReadAt(p, from)
-	if err != nil || got != len(p) {
-		return 0, fmt.Errorf("read object %d of the volume, %d of %d bytes: %w", n, got, len(p), cmp.Or(err, error(erange)))
-	}
-	if len(bytes.TrimLeft(p, "\x00")) == 0 {
-		return int64(got), nil
-	}
-	if _, err := dst.WriteAt(p, from); err != nil {
-		return 0, fmt.Errorf("write object %d of the image: %w", n, err)
-	}
-
-	return int64(got), nil
 }

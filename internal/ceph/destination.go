@@ -135,6 +135,9 @@ func imageOptions(objectSize int64) (*rbd.ImageOptions, error) {
 		rbd.ImageOptionFormat:   2,
 		rbd.ImageOptionFeatures: plainFeatures,
 		rbd.ImageOptionOrder:    uint64(bits.Len64(uint64(objectSize)) - 1),
+		// Plain, also when the source is striped.
+		rbd.ImageOptionStripeUnit:  uint64(objectSize),
+		rbd.ImageOptionStripeCount: 1,
 	} {
 		if err := opts.SetUint64(option, value); err != nil {
 			opts.Destroy()
@@ -197,7 +200,11 @@ func (im *Images) Discard(ctx context.Context, m strategies.Make) error {
 			return err
 		}
 
-		return im.remove(ctx, io, m, v)
+		if err := im.remove(ctx, io, m, v); err != nil {
+			return err
+		}
+
+		return im.sweep(ctx) // of an image that Glance has removed
 	})
 }
 

@@ -29,21 +29,25 @@ type filling struct {
 	objectSize uint64
 	size       uint64 // of the image, in bytes
 	from       *chain
+	src        place // what from begins with
 	progress   worker.Progress
 
 	mu    sync.Mutex
 	done  worker.Amount
 	there []uint64 // copied now or before
-	left  []uint64 // that only librbd can make
+	left  []uint64 // that the cluster can't copy by itself
 }
 
-// fill runs f. Where the OSDs refuse such copies, everything that is not there is left.
+// fill brings the objects with these numbers: from OSD to OSD what can be, and the rest through this process.
 func (im *Images) fill(ctx context.Context, at strategies.Ref, f *filling, numbers []uint64) error {
-	err := f.run(ctx, numbers)
+	for _, n := range numbers {
+		f.done.Total += f.bytes(n)
+	}
+	err := each(ctx, inFlight, numbers, f.one)
 	why, level := f.from.cut, slog.LevelInfo
 	switch {
 	case errors.Is(err, errUnsupported):
-		f.left = lacks(f.there, numbers)
+		f.left = lacks(sorted(f.there), numbers)
 		why, level = err.Error(), slog.LevelWarn
 	case err != nil:
 		return err
@@ -52,9 +56,19 @@ func (im *Images) fill(ctx context.Context, at strategies.Ref, f *filling, numbe
 	}
 	if len(f.left) > 0 {
 		im.tell(ctx, level, at, why, len(f.left), len(numbers))
+		err = im.carry(ctx, f)
+	} else {
+		err = nil
 	}
+	sorted(f.there)
 
-	return nil
+	return err
+}
+
+func sorted(list []uint64) []uint64 {
+	slices.Sort(list)
+
+	return list
 }
 
 // tell says once for each image why its data goes through this process: operators see the traffic.
@@ -72,20 +86,16 @@ func (im *Images) tell(ctx context.Context, level slog.Level, at strategies.Ref,
 // object is the name of an object of an image of format 2 (librbd/Utils.cc data_object_name).
 func object(prefix string, n uint64) string { return fmt.Sprintf("%s.%016x", prefix, n) }
 
-// run copies the objects with these numbers. Afterwards there and left say what became of them; those in neither exist
-// nowhere. errUnsupported: the OSDs refuse such copies, now and later.
-func (f *filling) run(ctx context.Context, numbers []uint64) error {
-	for _, n := range numbers {
-		f.done.Total += f.bytes(n)
-	}
+// each calls fn for every number, a few at a time, until one fails or ctx is done. Nothing runs any more when it returns.
+func each(ctx context.Context, atOnce int, numbers []uint64, fn func(uint64) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	next := make(chan uint64)
 	var wg sync.WaitGroup
-	for range min(inFlight, len(numbers)) {
+	for range min(atOnce, len(numbers)) {
 		wg.Go(func() {
 			for n := range next {
-				if err := f.one(n); err != nil {
+				if err := fn(n); err != nil {
 					cancel(err)
 				}
 			}
@@ -97,8 +107,6 @@ func (f *filling) run(ctx context.Context, numbers []uint64) error {
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx) // of the last ones
 	}
-	slices.Sort(f.there)
-	slices.Sort(f.left)
 
 	return err
 }
@@ -131,7 +139,7 @@ type fate int
 const (
 	nowhere fate = iota // it exists in no layer: a hole
 	present             // it is in the image now
-	behind              // only librbd can make it
+	behind              // the cluster can't copy it
 )
 
 // one brings one object from the topmost layer that has it.
@@ -139,11 +147,11 @@ func (f *filling) one(n uint64) error {
 	for _, l := range f.from.layers {
 		switch l.covers(n, f.objectSize) {
 		case none:
-			f.settle(n, nowhere, 0)
+			f.settle(n, nowhere, 0, 0)
 
 			return nil
 		case partly:
-			f.settle(n, behind, 0)
+			f.settle(n, behind, 0, 0)
 
 			return nil
 		}
@@ -152,7 +160,7 @@ func (f *filling) one(n uint64) error {
 		case is(err, enoent):
 			continue
 		case is(err, eexist):
-			f.settle(n, present, 0)
+			f.settle(n, present, 0, 0)
 
 			return nil
 		case is(err, enotsup, einval):
@@ -164,9 +172,9 @@ func (f *filling) one(n uint64) error {
 		return f.copied(n)
 	}
 	if f.from.cut != "" {
-		f.settle(n, behind, 0)
+		f.settle(n, behind, 0, 0)
 	} else {
-		f.settle(n, nowhere, 0)
+		f.settle(n, nowhere, 0, 0)
 	}
 
 	return nil
@@ -178,13 +186,13 @@ func (f *filling) copied(n uint64) error {
 	if err != nil {
 		return fmt.Errorf("look at object %d after its copy: %w", n, err)
 	}
-	f.settle(n, present, int64(stat.Size))
+	f.settle(n, present, int64(stat.Size), 0)
 
 	return nil
 }
 
 // settle tells progress under the lock, so that it never goes back.
-func (f *filling) settle(n uint64, became fate, moved int64) {
+func (f *filling) settle(n uint64, became fate, cluster, through int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch became {
@@ -196,7 +204,8 @@ func (f *filling) settle(n uint64, became fate, moved int64) {
 		return
 	}
 	f.done.Done += f.bytes(n)
-	f.done.Cluster += moved
+	f.done.Cluster += cluster
+	f.done.Worker += through
 	f.progress(f.done)
 }
 

@@ -2,8 +2,8 @@ package ceph
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
@@ -13,22 +13,31 @@ import (
 )
 
 // Flatten implements strategies.Destination. The objects are copied inside the cluster first; librbd's flatten, which
-// moves everything through this process, then finds nothing left to copy and only detaches. What can't be copied object
-// by object is left to it.
+// moves everything through this process, then finds nothing left to copy and only detaches.
+//
+// After an early registration the image may be deleted at any time by its user. RBD refuses to remove an image that
+// somebody has open for writing, and Glance would answer 409; so it is open for writing only for instants.
 func (im *Images) Flatten(ctx context.Context, m strategies.Make, p worker.Progress) error {
 	op := "flatten " + m.Dst.String()
 
 	return im.onCurrent(ctx, op, m, func(ctx context.Context, io *rados.IOContext, v view) error {
-		if !v.finished() || !v.sealed {
+		f := &flattening{im: im, io: io, m: m, snap: v.snap, progress: quiet(ctx, p)}
+		switch {
+		case v.standing == absent || v.standing == nameless:
+			return f.judge(ctx, errGone)
+		case !v.finished() || !v.marked:
 			return refuse(op, worker.ReasonMismatch, worker.GiveUp,
 				"it is not an image that was sealed for job %s (outdated: %v)", m.Job, v.outdated)
+		case !v.sealed:
+			if err := f.reseal(ctx); err != nil {
+				return err
+			}
 		}
 		if !v.parent {
 			return nil
 		}
-		f := &flattening{im: im, io: io, m: m, progress: quiet(ctx, p)}
 
-		return f.run(ctx)
+		return f.judge(ctx, im.whileThere(ctx, m.Dst, f.run))
 	})
 }
 
@@ -46,10 +55,8 @@ type flattening struct {
 	im       *Images
 	io       *rados.IOContext
 	m        strategies.Make
+	snap     uint64 // id of Glance's snapshot
 	progress worker.Progress
-	amount   worker.Amount // of the fill
-	left     []uint64      // objects that librbd has to copy
-	size     uint64        // of an object, in bytes
 }
 
 // run does it in the order that keeps every reader right at every instant, also after a kill anywhere:
@@ -60,59 +67,85 @@ type flattening struct {
 //     before the detach: once the parent is gone, readers get zeros for what the map does not have.
 //  4. Detach. With nothing left to copy, librbd's flatten does only that.
 //
-// When something is left, librbd copies it without a map, and the image stays without one.
+// A striped clone was made by an earlier release. librbd copies all of it, without a map, and it stays without one.
 func (f *flattening) run(ctx context.Context) error {
-	if err := f.im.image(f.m.Dst, dropMaps); err != nil {
+	if err := f.unmap(); err != nil {
 		return err
 	}
 	there, err := f.fill(ctx)
+	if errors.Is(err, errNotPlain) {
+		return f.detach(ctx)
+	}
 	if err != nil {
 		return err
 	}
-	if len(f.left) == 0 {
-		if err := f.im.buildMaps(ctx, f.io, f.m.Dst, there, rbd.NoSnapshot, strategies.GlanceSnapshot); err != nil {
-			return err
-		}
-	}
-	if err := f.detach(ctx); err != nil {
+	if err := f.im.buildMaps(ctx, f.io, f.m.Dst, there, rbd.NoSnapshot, strategies.GlanceSnapshot); err != nil {
 		return err
 	}
 
-	return f.check()
+	return f.detach(ctx)
 }
 
-// fill copies what can be copied inside the cluster.
+// unmap opens the image for writing only when there is a map.
+func (f *flattening) unmap() error {
+	mapped := false
+	err := f.im.reading(f.m.Dst, rbd.NoSnapshot, func(image *rbd.Image) error {
+		features, err := image.GetFeatures()
+		mapped = features&mapFeatures != 0
+
+		return err
+	})
+	if err != nil || !mapped {
+		return err
+	}
+
+	return f.im.image(f.m.Dst, dropMaps)
+}
+
+// fill brings all objects.
 func (f *flattening) fill(ctx context.Context) (there []uint64, err error) {
 	top, all, dst, err := f.survey(ctx)
 	if err != nil {
 		return nil, err
 	}
-	f.size = dst.objectSize
-	from, err := f.im.chain(top, dst.geometry)
+	work, err := f.im.filling(f.m.Dst, dst, top, f.progress)
 	if err != nil {
 		return nil, err
 	}
-	defer from.close()
-	work, err := f.im.filling(f.m.Dst, dst, from, f.progress)
-	if err != nil {
+	defer work.close()
+	if err := f.remember(ctx, dst, work); err != nil {
 		return nil, err
 	}
-	defer work.to.Destroy()
 	err = f.im.fill(ctx, f.m.Dst, work, all)
-	f.amount, f.left = work.done, work.left
 
 	return work.there, err
+}
+
+func (f *flattening) remember(ctx context.Context, dst target, work *filling) error {
+	pool, err := work.to.GetPoolName()
+	if err != nil {
+		return fmt.Errorf("ask for the name of the data pool: %w", err)
+	}
+
+	return f.im.remember(ctx, filled{
+		Pool: f.m.Dst.Pool, ID: dst.id, Data: pool, Prefix: dst.prefix, Objects: (dst.size + dst.objectSize - 1) / dst.objectSize,
+		Snap: f.snap,
+	})
 }
 
 // target is the image that is filled.
 type target struct {
 	geometry
+	id     string
 	size   uint64
 	prefix string
 }
 
 func targetOf(image *rbd.Image) (t target, err error) {
 	if t.geometry, err = geometryOf(image); err != nil {
+		return t, err
+	}
+	if t.id, err = image.GetId(); err != nil {
 		return t, err
 	}
 	info, err := image.Stat()
@@ -150,8 +183,12 @@ func (f *flattening) survey(ctx context.Context) (top place, all []uint64, dst t
 	return top, all, dst, err
 }
 
-// filling prepares a fill of the image. The caller destroys filling.to.
-func (im *Images) filling(at strategies.Ref, dst target, from *chain, p worker.Progress) (*filling, error) {
+// filling prepares a fill of the image with what is at src. Close it. An image that we made is plain, see imageOptions;
+// only then are its bytes in objects as the fill puts them there.
+func (im *Images) filling(at strategies.Ref, dst target, src place, p worker.Progress) (*filling, error) {
+	if why := dst.apart(dst.geometry); why != "" {
+		return nil, refuse("fill "+at.String(), worker.ReasonInternal, worker.OtherWay, "%s: %w", why, errNotPlain)
+	}
 	var to *rados.IOContext
 	err := im.reading(at, rbd.NoSnapshot, func(image *rbd.Image) (err error) {
 		to, err = im.dataPool(image, "")
@@ -161,10 +198,21 @@ func (im *Images) filling(at strategies.Ref, dst target, from *chain, p worker.P
 	if err != nil {
 		return nil, err
 	}
+	from, err := im.chain(src, dst.geometry)
+	if err != nil {
+		to.Destroy()
+
+		return nil, err
+	}
 
 	return &filling{
-		copy: im.copy, to: to, prefix: dst.prefix, objectSize: dst.objectSize, size: dst.size, from: from, progress: p,
+		copy: im.copy, to: to, prefix: dst.prefix, objectSize: dst.objectSize, size: dst.size, from: from, src: src, progress: p,
 	}, nil
+}
+
+func (f *filling) close() {
+	f.from.close()
+	f.to.Destroy()
 }
 
 // buildMaps gives a filled image an object map for each of the versions, and then asks the maps whether all objects are
@@ -210,21 +258,23 @@ func (im *Images) compare(ctx context.Context, at strategies.Ref, snap string, w
 	})
 }
 
-// detach runs librbd's flatten. What it copies is what is left, in the order of the numbers.
+// errNotPlain: the bytes of an image do not follow each other from object to object.
+var errNotPlain = errors.New("its objects can't be filled one by one")
+
+// detach runs librbd's flatten.
 func (f *flattening) detach(ctx context.Context) error {
 	err := f.im.image(f.m.Dst, func(image *rbd.Image) error {
-		return image.FlattenWithProgress(func(done, _ uint64, _ any) int {
+		return image.FlattenWithProgress(func(uint64, uint64, any) int {
 			if ctx.Err() != nil {
 				return -int(ecanceled)
 			}
-			f.tell(done)
 
 			return 0
 		}, nil)
 	})
 	switch {
-	case err == nil, is(err, einval): // EINVAL: it has no parent any more; check looks
-		return nil
+	case err == nil, is(err, einval): // EINVAL: it has no parent any more
+		return f.check()
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	default:
@@ -232,23 +282,14 @@ func (f *flattening) detach(ctx context.Context) error {
 	}
 }
 
-// tell counts those of the objects left that librbd has passed.
-func (f *flattening) tell(passed uint64) {
-	n, _ := slices.BinarySearch(f.left, passed)
-	if n == 0 {
-		return
-	}
-	a := f.amount
-	a.Done = min(a.Total, a.Done+int64(n)*int64(f.size))
-	a.Worker += int64(n) * int64(f.size)
-	f.progress(a)
-}
-
 // check believes only the image's own headers.
 func (f *flattening) check() error {
 	v, err := f.im.look(f.io, f.m)
 	if err != nil {
 		return err
+	}
+	if v.standing != ours {
+		return errGone
 	}
 	if v.parent {
 		return refuse("flatten "+f.m.Dst.String(), worker.ReasonMismatch, worker.Retry, "it still has its parent")

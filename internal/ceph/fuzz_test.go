@@ -26,7 +26,7 @@ func fullRecord() worker.Record {
 		Committed: true, Tried: []string{"clone-flatten"}, LastError: "e", LastReason: worker.ReasonPoolFull,
 		Doing: &activity, Deaths: []worker.Activity{activity}, Aside: &worker.Aside{Activity: "flatten", Since: at, Until: at},
 		Verdict: outcome, Left: []string{"undo-seal"}, Outcome: outcome, Settled: []string{"reply"}, PutOff: 2, Again: at, Closed: true,
-		Owner: "a", Epoch: 7, Accepted: at, Updated: at, Stamp: 9,
+		Owner: "a", Epoch: 7, Accepted: at, Updated: at, Stamp: 9, Unreleased: true,
 	}
 }
 
@@ -46,7 +46,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rec.Job.Private, rec.Stamp = nil, 0 // never written
+	rec.Job.Private, rec.Stamp, rec.Unreleased = nil, 0, false // never written
 	if !reflect.DeepEqual(e.record, rec) || e.addr != "1.2.3.4:0/5" {
 		t.Errorf("%+v came back as %+v at %s", rec, e.record, e.addr)
 	}

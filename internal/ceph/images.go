@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
@@ -27,6 +28,9 @@ type Images struct {
 	users gate // of the connection
 
 	copy func(to *rados.IOContext, dst string, from *rados.IOContext, src string) error // copyObject, but in tests
+
+	note   func(raw []byte) error // writes into the job's journal what is being filled; nil: belongs to no job
+	filled atomic.Pointer[filled]
 
 	mu   sync.Mutex
 	busy map[strategies.Ref]chan struct{} // closed when the call on that image has ended

@@ -15,7 +15,7 @@ import (
 
 // How the journal lies in RADOS, all in one namespace:
 //
-//	job.<key>   data: the epoch, 8 bytes big endian; omap: record, owner, owner_addr; cls_lock "lease"
+//	job.<key>   data: the epoch, 8 bytes big endian; omap: record, owner, owner_addr, filled; cls_lock "lease"
 //	vol.<id>    empty; cls_lock "lease"
 //	index       omap: the keys of all jobs
 //
@@ -29,6 +29,7 @@ const (
 	keyRecord = "record"
 	keyOwner  = "owner"
 	keyAddr   = "owner_addr"
+	keyFilled = "filled"
 
 	maxErrno = 4095 // a cmpext that differs at byte n answers -(MAX_ERRNO + n) (ceph 16.2.15 osd/PrimaryLogPG.cc:5290)
 )
@@ -39,6 +40,7 @@ var errEpoch = errors.New("the epoch is another")
 type entry struct {
 	record worker.Record
 	addr   string // of the owner's connection; "" after a clean release
+	filled string // which image's objects a flatten has begun to make
 }
 
 // Create implements worker.Journal. The index comes first: a crash between the two leaves a key without a record, which
@@ -100,6 +102,7 @@ func (c *Cluster) Load(ctx context.Context, key string) (worker.Record, error) {
 		if err != nil {
 			return worker.Record{}, err
 		}
+		e.record.Unreleased = e.addr != ""
 		e.record.Stamp, err = own.GetLastVersion()
 
 		return e.record, err
@@ -135,7 +138,7 @@ func loadIf(io *rados.IOContext, key string, locked []byte) (entry, error) {
 	epoch := make([]byte, 8)
 	op.AssertExists()
 	data := op.Read(0, epoch)
-	omap := op.GetOmapValuesByKeys([]string{keyRecord, keyOwner, keyAddr})
+	omap := op.GetOmapValuesByKeys([]string{keyRecord, keyOwner, keyAddr, keyFilled})
 	err := op.Operate(io, jobPrefix+key, rados.OperationNoFlag)
 	if is(err, enoent) {
 		return entry{}, worker.ErrNotFound
@@ -173,7 +176,7 @@ func collect(omap *rados.ReadOpOmapGetValsByKeysStep) (map[string]string, error)
 
 // decode lets epoch and owner of the object win over those in the record: a claim writes only the former.
 func decode(key string, epoch uint64, values map[string]string) (entry, error) {
-	e := entry{addr: values[keyAddr]}
+	e := entry{addr: values[keyAddr], filled: values[keyFilled]}
 	if err := json.Unmarshal([]byte(values[keyRecord]), &e.record); err != nil {
 		return entry{}, refuse("load job "+key, worker.ReasonInternal, worker.GiveUp, "decode the record: %w", err)
 	}

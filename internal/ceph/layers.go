@@ -33,8 +33,9 @@ func (g geometry) apart(dst geometry) string {
 	}
 }
 
-// striped: librbd reports a plain image as one stripe as wide as an object.
-func (g geometry) striped() bool { return g.stripeCount != 1 || g.stripeUnit != g.objectSize }
+// striped: with one stripe the units of an object follow each other, however wide they are (osdc/Striper.cc
+// file_to_extents). librbd gives a clone with larger objects the units of its parent.
+func (g geometry) striped() bool { return g.stripeCount != 1 }
 
 func geometryOf(image *rbd.Image) (g geometry, err error) {
 	old, err := image.IsOldFormat()

@@ -22,7 +22,8 @@ func TestApart(t *testing.T) {
 		{"larger objects in the image", plain(4 * mib), plain(8 * mib), "object sizes"},
 		{"smaller objects in the image", plain(8 * mib), plain(4 * mib), "object sizes"},
 		{"striped volume", geometry{4 * mib, mib, 4, false, false}, plain(4 * mib), "striped"},
-		{"striped image", plain(4 * mib), geometry{4 * mib, mib, 1, false, false}, "striped"},
+		{"striped image", plain(4 * mib), geometry{4 * mib, mib, 2, false, false}, "striped"},
+		{"one stripe of narrow units", plain(4 * mib), geometry{4 * mib, mib, 1, false, false}, ""},
 		{"format 1", geometry{4 * mib, 4 * mib, 1, true, false}, plain(4 * mib), "format 1"},
 		{"under migration", geometry{4 * mib, 4 * mib, 1, false, true}, plain(4 * mib), "migrated"},
 	} {

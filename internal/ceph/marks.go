@@ -41,7 +41,9 @@ const (
 type view struct {
 	standing  standing
 	copied    bool
-	sealed    bool // marked so, and the snapshot is there and protected
+	marked    bool   // as sealed
+	sealed    bool   // marked so, and the snapshot is there and protected
+	snap      uint64 // id of that snapshot
 	discarded bool
 	outdated  bool   // made of another snapshot than the one that has the name now; only onCurrent finds that out
 	parent    bool   // the head or the snapshot still has one
@@ -123,8 +125,11 @@ func (im *Images) examine(image *rbd.Image, m strategies.Make) (view, error) {
 	}
 	_, v.copied = readMark(meta, markCopied, id)
 	_, v.discarded = readMark(meta, markDiscarded, id)
-	if _, marked := readMark(meta, markSealed, id); marked {
+	if _, v.marked = readMark(meta, markSealed, id); v.marked {
 		if v.sealed, err = protected(image, strategies.GlanceSnapshot); err != nil {
+			return view{}, err
+		}
+		if v.snap, err = image.GetSnapID(strategies.GlanceSnapshot); err != nil && !is(err, enoent) {
 			return view{}, err
 		}
 	}

@@ -81,8 +81,8 @@ func TestMapsBeforeDetach(t *testing.T) {
 		f := &flattening{im: im, io: io, m: m, progress: quiet(t.Context(), nil)}
 		there, err := f.fill(t.Context())
 		must(t, err)
-		if len(there) != 6 || len(f.left) != 0 {
-			t.Fatalf("objects %v are there and %v left, want all 6 there", there, f.left)
+		if len(there) != 6 {
+			t.Fatalf("objects %v are there, want all 6", there)
 		}
 		must(t, im.image(m.Dst, func(image *rbd.Image) error { return image.UpdateFeatures(mapFeatures, true) }))
 		must(t, rebuildObjectMap(io, m.Dst.Image, rbd.NoSnapshot))
