@@ -126,6 +126,8 @@ func (f *facts) judgeImage(t strategies.Trace) (Action, string) {
 		return Remove, ""
 	case f.image.Status != worker.ImageQueued:
 		return Wait, "Glance is at work on the image: it is " + f.image.Status
+	case f.job() != nil && f.now.Sub(f.job().Updated) < f.age:
+		return Wait, "the image is queued, and its job ended less than " + f.age.String() + " ago"
 	case !f.discardable():
 		return Look, "the image is queued, and no job of ours that failed is known to have made it"
 	default:

@@ -308,7 +308,8 @@ func (c *cloud) look(at strategies.Ref) string { return c.plant("look", at.Pool,
 
 // settings are those of a worker with this test's journal and a queue of its own.
 func (c *cloud) settings() map[string]string {
-	return map[string]string{"CINDERLIFT_JOURNAL_NAMESPACE": c.namespace, "CINDERLIFT_TOPIC": c.namespace}
+	return map[string]string{"CINDERLIFT_JOURNAL_NAMESPACE": c.namespace, "CINDERLIFT_TOPIC": c.namespace,
+		"CINDERLIFT_LEASE_TTL": "5s"}
 }
 
 // reap runs the program and answers its findings and its exit code.
@@ -620,6 +621,59 @@ func waits(want, rest map[string][]string, ageless ...string) map[string][]strin
 	}
 
 	return all
+}
+
+// TestReapKilled: the program is killed again and again while it removes, and in the end nothing is left, and nothing else
+// is gone.
+func TestReapKilled(t *testing.T) {
+	c := openCloud(t)
+	var left []strategies.Make
+	for i := range 6 {
+		m := c.sealed(c.job())
+		if i%2 == 0 {
+			c.record(m, worker.Failed)
+		}
+		left = append(left, m)
+	}
+	open := c.copied(c.job())
+	c.record(open, "")
+	keep := []string{open.Src.String() + "@" + open.Snapshot, open.Dst.String()}
+	before := c.sums(keep)
+	args := append([]string{"reap", "--age", "1s"}, c.ids...)
+	for n := range 8 {
+		cmd := exec.Command(c.Binary(), args...)
+		cmd.Env = c.Environment(c.settings())
+		c.must(cmd.Start())
+		timer := time.AfterFunc(time.Duration(500+n*350)*time.Millisecond, func() { _ = cmd.Process.Kill() })
+		err := cmd.Wait()
+		timer.Stop()
+		t.Logf("run %d: %v", n, err)
+	}
+	c.must(lab.Wait(c.ctx, "everything to be gone", func() (bool, error) { // leases of the dead have to expire
+		found, code := c.reap(args[1:]...)
+
+		return len(found) == 0 && code == 0, nil
+	}))
+	for _, m := range left {
+		if s, d := c.look(m.Src), c.look(m.Dst); s != "1 0 []" || d != "0 0 []" {
+			t.Errorf("of %s is left: on the volume %s, in the images %s", m.Job, s, d)
+		}
+	}
+	for at, sum := range c.sums(keep) {
+		if sum != before[at] {
+			t.Errorf("%s was %s and is %s", at, before[at], sum)
+		}
+	}
+	if locks, err := c.cluster.Locks(c.ctx, nil); err != nil || len(locks) != 0 {
+		t.Errorf("locks that nobody holds: %v, %v", locks, err)
+	}
+	keys, err := c.cluster.Keys(c.ctx)
+	c.must(err)
+	for _, key := range keys {
+		if rec, err := c.cluster.Load(c.ctx, key); err != nil || !rec.Closed && key != open.Job {
+			t.Errorf("record of %s: %+v, %v", key, rec, err)
+		}
+	}
 }
 
 // TestWorkersReap: a worker looks by itself, once for all of them, and says so in its metrics.

@@ -168,151 +168,158 @@ func TestNothingElseGoes(t *testing.T) {
 	}
 	onVolume := func(n int) string { return src(n).String() + "@" + strategies.SourceSnapshot(id(n)) }
 	for _, tt := range []struct {
-		name  string
-		plant func(w *world)
-		want  []string
+		name   string
+		plant  func(w *world)
+		want   []string
+		leased bool // what stays only because of somebody's lease, which a dry run does not ask for
 	}{
 		{"an open job, however old", func(w *world) {
 			w.leave(1, copied)
 			w.record(ended(1, worker.Failed), open)
-		}, nil},
+		}, nil, false},
 		{"an open job that is being settled", func(w *world) {
 			w.leave(1, copied)
 			w.record(ended(1, worker.Failed), func(r *worker.Record) { r.Closed = false })
-		}, nil},
+		}, nil, false},
 		{"a record of a later version", func(w *world) {
 			w.leave(1, copied)
 			w.record(ended(1, worker.Failed), func(r *worker.Record) { r.Version = worker.RecordVersion + 1 })
-		}, []string{"wait image", "wait snapshot"}},
+		}, []string{"wait image", "wait snapshot"}, false},
 		{"younger than the grace", func(w *world) {
 			w.leave(1, copied)
 			young(w, onVolume(1), dst(1).String())
-		}, []string{"wait image", "wait snapshot"}},
+		}, []string{"wait image", "wait snapshot"}, false},
 		{"a part is younger than the grace", func(w *world) {
 			w.leave(1, copied)
 			w.record(ended(1, worker.Failed))
 			young(w, dst(1).String())
-		}, []string{"wait image", "wait snapshot"}},
+		}, []string{"wait image", "wait snapshot"}, false},
 		{"nobody knows when it was made", func(w *world) {
 			w.leave(1, snapshotted)
 			w.finder.Made[onVolume(1)] = time.Time{}
-		}, []string{"look snapshot"}},
+		}, []string{"look snapshot"}, false},
 		{"the image is active with it", func(w *world) {
 			w.leave(1, sealed)
 			w.record(ended(1, worker.Done))
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.image(1, worker.ImageActive, dst(1))
-		}, nil},
+		}, nil, false},
 		{"the image is active with it, and both are young", func(w *world) {
 			w.leave(1, sealed)
 			w.record(ended(1, worker.Done))
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.image(1, worker.ImageActive, dst(1))
 			young(w, dst(1).String())
-		}, nil},
+		}, nil, false},
 		{"the image is active, its record is gone", func(w *world) {
 			w.leave(1, sealed)
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.image(1, worker.ImageActive, dst(1))
-		}, nil},
+		}, nil, false},
 		{"the image is active and Glance hides where", func(w *world) {
 			w.leave(1, sealed)
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.record(ended(1, worker.Failed))
 			w.image(1, worker.ImageActive)
-		}, nil},
+		}, nil, false},
 		{"the image is deactivated", func(w *world) {
 			w.leave(1, sealed)
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.image(1, worker.ImageDeactivated, dst(1))
-		}, nil},
+		}, nil, false},
 		{"the image is active with other data", func(w *world) {
 			w.leave(1, sealed)
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.record(ended(1, worker.Failed))
 			w.image(1, worker.ImageActive, dst(2))
-		}, []string{"look image"}},
+		}, []string{"look image"}, false},
 		{"the image still depends on the snapshot", func(w *world) {
 			w.leave(1, cloned)
 			w.record(ended(1, worker.Done))
 			w.image(1, worker.ImageActive, dst(1))
-		}, []string{"look snapshot"}},
+		}, []string{"look snapshot"}, false},
 		{"the image is saving, by somebody else", func(w *world) {
 			w.leave(1, copied)
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.record(ended(1, worker.Failed), func(r *worker.Record) { r.Outcome.Reason = worker.ReasonImageState })
 			w.image(1, worker.ImageSaving)
-		}, []string{"wait image"}},
+		}, []string{"wait image"}, false},
 		{"the image is importing", func(w *world) {
 			w.leave(1, copied)
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.record(ended(1, worker.Done))
 			w.image(1, worker.ImageImporting)
-		}, []string{"wait image"}},
+		}, []string{"wait image"}, false},
 		{"the image is queued and its job is done", func(w *world) {
 			w.leave(1, copied)
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.record(ended(1, worker.Done))
 			w.image(1, worker.ImageQueued)
-		}, []string{"look image"}},
+		}, []string{"look image"}, false},
 		{"the image is queued and Cinder makes it", func(w *world) {
 			w.record(ended(1, worker.Declined))
 			w.image(1, worker.ImageQueued)
-		}, nil},
+		}, nil, false},
 		{"the image is queued and another project's", func(w *world) {
 			w.record(ended(1, worker.Failed), func(r *worker.Record) { r.Job.ProjectID = "other" })
 			w.image(1, worker.ImageQueued)
-		}, nil},
+		}, nil, false},
 		{"the image is queued and its job failed a moment ago", func(w *world) {
 			w.record(ended(1, worker.Failed), func(r *worker.Record) { r.Updated = time.Now().Add(-time.Minute) })
 			w.image(1, worker.ImageQueued)
-		}, nil},
+		}, nil, false},
+		{"the image is queued, its job failed a moment ago and has left data", func(w *world) {
+			w.leave(1, copied)
+			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
+			w.record(ended(1, worker.Failed), func(r *worker.Record) { r.Updated = time.Now().Add(-time.Minute) })
+			w.image(1, worker.ImageQueued)
+		}, []string{"wait image"}, false},
 		{"the job failed but the image is active", func(w *world) {
 			w.record(ended(1, worker.Failed))
 			w.image(1, worker.ImageActive)
-		}, nil},
+		}, nil, false},
 		{"Glance is away", func(w *world) {
 			w.leave(1, copied)
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.record(ended(1, worker.Failed))
 			w.glance.err = &worker.Error{Op: "show", Reason: worker.ReasonGlanceUnavailable, Advice: worker.Retry}
-		}, []string{"wait image"}},
+		}, []string{"wait image"}, false},
 		{"no record and Glance is away", func(w *world) {
 			w.leave(1, snapshotted)
 			w.glance.err = &worker.Error{Op: "show", Reason: worker.ReasonGlanceUnavailable, Advice: worker.Retry}
-		}, []string{"wait snapshot"}},
+		}, []string{"wait snapshot"}, false},
 		{"no record and Cinder is away", func(w *world) {
 			w.leave(1, copied)
 			w.cinder = &worker.Error{Op: "list", Reason: worker.ReasonCinderUnavailable, Advice: worker.Retry}
-		}, []string{"failed not-looked-at", "wait image", "wait snapshot"}},
+		}, []string{"failed not-looked-at", "wait image", "wait snapshot"}, false},
 		{"no record, the volume is uploading: another journal's job", func(w *world) {
 			w.leave(1, copied)
 			w.uploads = []reap.Upload{{VolumeID: volume(1), Image: src(1).Image, Since: time.Now()}}
-		}, []string{"wait image", "wait snapshot"}},
+		}, []string{"wait image", "wait snapshot"}, false},
 		{"no record, the image is queued: another journal's job", func(w *world) {
 			w.leave(1, snapshotted)
 			w.image(1, worker.ImageQueued)
-		}, []string{"wait snapshot"}},
+		}, []string{"wait snapshot"}, false},
 		{"a reaper's record, the volume is uploading", func(w *world) {
 			w.leave(1, snapshotted)
 			w.record(ended(1, worker.Cancelled), func(r *worker.Record) { r.Job.Digest = "reap" })
 			w.uploads = []reap.Upload{{VolumeID: volume(1), Image: src(1).Image, Since: time.Now()}}
-		}, []string{"wait snapshot"}},
+		}, []string{"wait snapshot"}, false},
 		{"somebody has it open", func(w *world) {
 			w.leave(1, copied)
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.finder.Users[dst(1).String()] = []string{"10.0.0.1:0/1"}
-		}, []string{"look image"}},
+		}, []string{"look image"}, false},
 		{"others made clones of the image", func(w *world) {
 			w.leave(1, sealed)
 			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 			w.clone("volume-foreign", dst(1), strategies.GlanceSnapshot)
-		}, []string{"look image"}},
+		}, []string{"look image"}, false},
 		{"others made clones of the snapshot", func(w *world) {
 			w.leave(1, snapshotted)
 			w.record(ended(1, worker.Failed))
 			w.clone("volume-foreign", src(1), strategies.SourceSnapshot(id(1)))
-		}, []string{"look snapshot"}},
+		}, []string{"look snapshot"}, false},
 		{"somebody holds the lease on the volume", func(w *world) {
 			w.leave(1, snapshotted)
 			w.record(ended(1, worker.Failed))
@@ -320,45 +327,50 @@ func TestNothingElseGoes(t *testing.T) {
 			claim, err := w.journal.Claim(w.t.Context(), id(2))
 			w.must(err)
 			w.t.Cleanup(func() { _ = claim.Release(context.Background()) })
-		}, []string{"wait snapshot"}},
+		}, []string{"wait snapshot"}, true},
 		{"names that only look like ours", func(w *world) {
 			w.cluster.Put(w.t, src(1), strategiestest.Blueprint{Size: 8192})
 			for _, name := range []string{"cinderlift.", "cinderlift.daily", strategies.SourceSnapshot(id(1)) + ".bak", "x" + strategies.SourceSnapshot(id(1))} {
 				w.cluster.Freeze(w.t, src(1), name)
 			}
-		}, nil},
+		}, nil, false},
 		{"somebody's image without our mark", func(w *world) {
 			w.cluster.Put(w.t, dst(1), strategiestest.Blueprint{Size: 8192})
 			w.cluster.Write(w.t, dst(1), 0, []byte("theirs"))
 			w.record(ended(1, worker.Failed))
-		}, nil},
+		}, nil, false},
 		{"an empty image without our mark, of a job that is done", func(w *world) {
 			w.cluster.Put(w.t, dst(1), strategiestest.Blueprint{Size: 8192})
 			w.record(ended(1, worker.Done))
-		}, nil},
+		}, nil, false},
 		{"another job's mark", func(w *world) {
 			w.leave(1, copied)
 			w.record(ended(1, worker.Failed), open)
 			w.cluster.Put(w.t, dst(2), strategiestest.Blueprint{Parent: src(1), Snapshot: strategies.SourceSnapshot(id(1)),
 				Meta: w.cluster.View(w.t, dst(1)).Meta})
 			w.record(ended(2, worker.Failed), func(r *worker.Record) { r.Kept = nil })
-		}, nil},
+		}, nil, false},
 		{"a lock that is held", func(w *world) {
 			w.locks[volume(1)] = true
 			w.record(ended(1, worker.Failed))
-		}, nil},
+		}, nil, false},
 		{"a volume that nobody uploads", func(w *world) {
 			w.uploads = []reap.Upload{{VolumeID: volume(1), Image: src(1).Image, Since: strategiestest.LongAgo()}}
-		}, []string{"look uploading"}},
+		}, []string{"look uploading"}, false},
 		{"a volume with an open job, and one that began just now", func(w *world) {
 			w.record(ended(1, worker.Failed), open)
 			w.uploads = []reap.Upload{{VolumeID: volume(1), Since: strategiestest.LongAgo()}, {VolumeID: volume(2), Since: time.Now()}}
-		}, nil},
+		}, nil, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, func(w *world) {
 				tt.plant(w)
 				before := w.state()
+				dry := w.reaper(nil)
+				dry.DryRun = true
+				if got := summary(w.round(dry)); !tt.leased && !slices.Equal(got, tt.want) {
+					t.Errorf("a dry run found %q, want %q", got, tt.want)
+				}
 				found := w.round(w.reaper(nil))
 				if got := summary(found); !slices.Equal(got, tt.want) {
 					t.Errorf("found%s\nwant %q", say(found), tt.want)
@@ -436,9 +448,11 @@ func TestUnreadableRecord(t *testing.T) {
 
 			return nil, nil
 		})
-		found := w.round(r)
-		if got := summary(found); !slices.Equal(got, []string{"look record", "wait image", "wait snapshot"}) {
-			t.Errorf("found%s", say(found))
+		for _, r.DryRun = range []bool{true, false} {
+			found := w.round(r)
+			if got := summary(found); !slices.Equal(got, []string{"look record", "wait image", "wait snapshot"}) {
+				t.Errorf("found%s", say(found))
+			}
 		}
 	})
 }
