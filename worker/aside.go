@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -29,13 +30,65 @@ func (j *run) begin(ctx context.Context, activity string) error {
 // Saved with what comes next.
 func (j *run) returned(activity string) {
 	j.rec.Doing = nil
-	deaths := j.rec.Deaths[:0:0]
-	for _, d := range j.rec.Deaths {
+	j.rec.Deaths = without(j.rec.Deaths, activity)
+}
+
+// pause waits after the n-th failure. While it waits there is nothing in the journal that a death could be blamed on: the
+// call came back, and a job whose service is away for an hour must not be taken for one that kills. The notes are tried
+// once: when the journal is away, so is what would be blamed.
+func (j *run) pause(ctx context.Context, n int) error {
+	doing := j.rec.Doing
+	if doing == nil {
+		return j.conf.Backoff.wait(ctx, n)
+	}
+	j.note(ctx, nil)
+	err := j.conf.Backoff.wait(ctx, n)
+	if err == nil {
+		j.note(ctx, &Activity{Name: doing.Name, Owner: j.own, Since: time.Now().UTC()})
+	}
+
+	return err
+}
+
+func (j *run) note(ctx context.Context, doing *Activity) {
+	j.rec.Doing, j.rec.Updated = doing, time.Now().UTC()
+	if err := j.claim.Save(ctx, j.rec); err != nil && ctx.Err() == nil {
+		j.log.Debug("note in the journal what is being done", "error", err)
+	}
+}
+
+// moving runs f, a step, and forgets its deaths as soon as data moves inside the cluster. What was copied there stays
+// copied: whoever dies now has brought the job nearer to its end, so a flatten of days may outlive any number of workers.
+func (j *run) moving(ctx context.Context, step string, moved <-chan struct{}, f func() error) error {
+	ended := make(chan struct{})
+	var w sync.WaitGroup
+	w.Go(func() {
+		select {
+		case <-moved:
+		case <-ended:
+			return
+		}
+		rec := j.rec // nobody writes to it while f runs
+		rec.Doing, rec.Deaths = nil, without(rec.Deaths, step)
+		if err := j.claim.Save(ctx, rec); err != nil && ctx.Err() == nil {
+			j.log.Debug("note in the journal that the step moves", "error", err)
+		}
+	})
+	defer w.Wait()
+	defer close(ended)
+
+	return f()
+}
+
+func without(deaths []Activity, activity string) []Activity {
+	var rest []Activity
+	for _, d := range deaths {
 		if d.Name != activity {
-			deaths = append(deaths, d)
+			rest = append(rest, d)
 		}
 	}
-	j.rec.Deaths = deaths
+
+	return rest
 }
 
 // survive takes the note of what was being done out of the journal when the job is left by a process that lives: a
@@ -60,7 +113,7 @@ func (j *run) bury(ctx context.Context) error {
 		j.rec.Deaths = j.rec.Deaths[max(0, len(j.rec.Deaths)-deathsKept):]
 		j.rec.Doing = nil
 		if j.rec.Died(d.Name) >= j.conf.Backoff.Claims {
-			return j.putAside(ctx, d.Name)
+			return j.tooMany(ctx, d.Name)
 		}
 	}
 	if j.rec.Aside == nil {
@@ -71,6 +124,19 @@ func (j *run) bury(ctx context.Context) error {
 	j.rec.Aside = nil
 
 	return j.passOver(ctx, name)
+}
+
+// tooMany is for a job that has killed too many workers in an activity. Telling is never given up, or a volume would stay in
+// `uploading`; it is only done ever more rarely.
+func (j *run) tooMany(ctx context.Context, activity string) error {
+	if !strings.HasPrefix(activity, settling) {
+		return j.putAside(ctx, activity)
+	}
+	why := deadly(activity, j.rec.Died(activity))
+	j.log.Error("telling how the job ended kills workers; it is put off", "activity", activity, "deaths", j.rec.Deaths)
+	j.rec.Deaths = without(j.rec.Deaths, activity)
+
+	return j.putOff(ctx, &Error{Op: activity, Reason: ReasonAttempts, Err: why})
 }
 
 // putAside keeps the job from killing more workers until an operator has looked at it, or had the time to. An old note
@@ -97,12 +163,12 @@ func deadly(activity string, deaths int) error {
 	return fmt.Errorf("%d workers began %q and none came back", deaths, activity)
 }
 
-// passOver goes on without an activity that kills. What is undone or told is left out, the rest goes on; after the commit
-// point a step is left out as well; before it, the job is given up.
+// passOver goes on without an activity that kills. What is undone is left out, the rest goes on; after the commit point a
+// step is left out with those that come after it; before it, the job is given up.
 func (j *run) passOver(ctx context.Context, activity string) error {
 	j.log.Error("an activity is passed over: it kills its workers", "activity", activity, "deaths", j.rec.Deaths)
 	why := &Error{Op: activity, Reason: ReasonAttempts, Err: deadly(activity, j.rec.Died(activity))}
-	if strings.HasPrefix(activity, undoing) || strings.HasPrefix(activity, settling) || j.rec.Committed {
+	if strings.HasPrefix(activity, undoing) || j.rec.Committed {
 		j.rec.Left = append(j.rec.Left, activity)
 
 		return j.save(ctx)

@@ -137,7 +137,6 @@ func TestDeadly(t *testing.T) {
 		{"commit step", nil, "do publish", worker.Done, worker.ReasonNone, nil, made}, // its undo says that it had its effect
 		{"step after it", nil, "do tidy", worker.Done, worker.ReasonAttempts, []string{"tidy"}, made},
 		{"undo", refuse, "undo data", worker.Failed, worker.ReasonCephRefused, []string{"undo-data"}, nil},
-		{"telling", nil, "tell reply", worker.Done, worker.ReasonNone, []string{"settle-reply"}, made},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(w *world) {
@@ -158,6 +157,159 @@ func TestDeadly(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestDeadlyTelling: telling is only put off, however many it kills: the volume must not stay in `uploading`.
+func TestDeadlyTelling(t *testing.T) {
+	bubble(t, func(w *world) {
+		w.conf.Aside = time.Hour
+		w.send(job(1))
+		for n := range 3 {
+			w.killIn("tell reply", dieBefore, w.conf.Backoff.Claims)
+			p := w.start("late", nil) // finds out that it is too much
+			for tries := 0; w.record("image-1").PutOff <= n && tries < 1000; tries++ {
+				<-time.After(100 * time.Millisecond)
+			}
+			p.kill()
+			if r := w.record("image-1"); r.Closed {
+				t.Fatal("it was told already")
+			}
+			<-time.After(2 * time.Minute)
+		}
+		if r := w.record("image-1"); r.PutOff != 3 || r.Aside != nil {
+			t.Errorf("record is %+v", r)
+		}
+		w.start("good", nil)
+		w.want("image-1", worker.Done, worker.ReasonNone, made...)
+	})
+}
+
+// TestWaitingIsNotKilling: jobs that wait for a service are not to blame for what happens to their workers meanwhile.
+func TestWaitingIsNotKilling(t *testing.T) {
+	var away atomic.Bool
+	for name, set := range map[string]func(w *world){
+		"facts": func(w *world) {
+			w.task = func(_ context.Context, _ *proc, j worker.Job) (worker.Task, error) {
+				if away.Load() {
+					return worker.Task{}, fault(worker.ReasonGlanceUnavailable, worker.Retry)
+				}
+
+				return w.plainTask(j)
+			}
+		},
+		"step": func(w *world) {
+			w.edit(func(_ *proc, _ worker.Job, s worker.Step) worker.Step {
+				if do := s.Do; s.Name == "data" {
+					s.Do = func(ctx context.Context, pr worker.Progress) error {
+						if away.Load() {
+							return fault(worker.ReasonCephUnavailable, worker.Retry)
+						}
+
+						return do(ctx, pr)
+					}
+				}
+
+				return s
+			})
+		},
+		"telling": func(w *world) {
+			w.settling = func(p *proc, j worker.Job, o worker.Outcome) []worker.Step {
+				volume := p.tell("volume", j, o)
+				tell := volume.Do
+				volume.Do = func(ctx context.Context, pr worker.Progress) error {
+					if away.Load() {
+						return fault(worker.ReasonCinderUnavailable, worker.Retry)
+					}
+
+					return tell(ctx, pr)
+				}
+
+				return []worker.Step{volume, p.tell("reply", j, o), p.tell("notify", j, o)}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(w *world) {
+				w.conf.Aside = time.Hour
+				w.conf.Backoff = worker.Backoff{First: time.Second, Max: time.Minute, Patience: 24 * time.Hour, Claims: 3}
+				away.Store(true)
+				set(w)
+				w.send(job(1))
+				for range 10 {
+					p := w.start("unlucky", nil)
+					<-time.After(50 * time.Second)
+					p.kill()
+				}
+				if r := w.record("image-1"); len(r.Deaths) > 0 || r.Aside != nil {
+					t.Errorf("the job is blamed: %+v", r)
+				}
+				away.Store(false)
+				w.start("good", nil)
+				w.want("image-1", worker.Done, worker.ReasonNone, made...)
+			})
+		})
+	}
+}
+
+// TestMovingIsNotKilling: a step whose data moves inside the cluster may outlive any number of workers; one that does not
+// move is found out.
+func TestMovingIsNotKilling(t *testing.T) {
+	for _, moves := range []bool{true, false} {
+		bubble(t, func(w *world) {
+			w.conf.Aside = time.Hour
+			w.edit(func(p *proc, _ worker.Job, s worker.Step) worker.Step {
+				if do := s.Do; s.Name == "data" && p.name == "unlucky" {
+					s.Do = func(ctx context.Context, pr worker.Progress) error {
+						if moves {
+							pr(worker.Amount{Done: 1, Total: 100, Cluster: 1})
+						}
+						<-ctx.Done()
+
+						return ctx.Err()
+					}
+					_ = do
+				}
+
+				return s
+			})
+			w.send(job(1))
+			for range 2 * w.conf.Backoff.Claims {
+				p := w.start("unlucky", nil)
+				<-time.After(50 * time.Second)
+				p.kill()
+			}
+			if r := w.record("image-1"); moves != (r.Aside == nil) {
+				t.Errorf("it moves: %v; record %+v", moves, r)
+			}
+			if moves {
+				w.start("good", nil)
+				w.want("image-1", worker.Done, worker.ReasonNone, made...)
+			}
+		})
+	}
+}
+
+// TestClosedButNotReleased: a worker that died just after it had closed the job has left its leases; somebody gives them
+// back, once.
+func TestClosedButNotReleased(t *testing.T) {
+	bubble(t, func(w *world) {
+		a := w.start("a", on("release", dieBefore))
+		w.send(job(1))
+		<-time.After(20 * time.Second)
+		if !w.record("image-1").Closed || !a.isDead() {
+			t.Fatal("nobody died after closing the job")
+		}
+		a.kill()
+		w.start("b", nil)
+		<-time.After(2 * time.Minute)
+		if r := w.record("image-1"); r.Unreleased || r.Epoch != 2 {
+			t.Errorf("record is %+v", r)
+		}
+		<-time.After(time.Hour)
+		if r := w.record("image-1"); r.Epoch != 2 {
+			t.Errorf("it was claimed again: %+v", r)
+		}
+	})
 }
 
 // TestDeadlyFacts: asking for facts kills.

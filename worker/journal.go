@@ -68,6 +68,10 @@ type Record struct {
 	// Stamp changes with everything that is written about the job, also when its lease is renewed: an owner that lives
 	// changes it. Set by Load, never stored.
 	Stamp uint64 `json:"-"`
+
+	// Unreleased says that the last claim has not been released, as far as can be seen: it is held, or its owner died. Set
+	// by Load, never stored.
+	Unreleased bool `json:"-"`
 }
 
 // Activity is something that a worker does with a job. It is in the journal before it may leave anything behind.

@@ -12,6 +12,9 @@ type meter struct {
 	recorder       Recorder
 	log            *slog.Logger
 
+	moved chan struct{} // closed once data has moved inside the cluster
+	once  sync.Once
+
 	mu     sync.Mutex
 	last   Amount
 	logged time.Time
@@ -25,6 +28,9 @@ func (m *meter) report(a Amount) {
 	defer m.mu.Unlock()
 	cluster, worker := a.Cluster-m.last.Cluster, a.Worker-m.last.Worker
 	m.last = a
+	if a.Cluster > 0 {
+		m.once.Do(func() { close(m.moved) })
+	}
 	if cluster > 0 || worker > 0 {
 		m.recorder.Moved(m.strategy, max(cluster, 0), max(worker, 0))
 	}

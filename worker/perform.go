@@ -87,7 +87,7 @@ func (j *run) make(ctx context.Context, task Task) (Outcome, error) {
 		err = j.attentively(ctx, func(ctx context.Context) error { return j.perform(ctx, plan, task) })
 		switch {
 		case err == nil:
-			return j.done(plan), nil
+			return Outcome{Result: Done, Reason: ReasonNone, Strategy: plan.Strategy}, nil
 		case ctx.Err() != nil:
 			return Outcome{}, interrupted(ctx, err)
 		case AdviceOf(err) == StandBy:
@@ -111,17 +111,6 @@ func uncertain(strategy string, err error) (Outcome, error) {
 	}
 
 	return Outcome{Result: Failed, Reason: ReasonOf(err), Strategy: strategy, Message: err.Error()}, nil
-}
-
-// done is the outcome of a job whose steps all ended well, but for those that were passed over.
-func (j *run) done(p Plan) Outcome {
-	for _, s := range p.Steps {
-		if contains(j.rec.Left, s.Name) {
-			return j.leftover(p, passedOver(s.Name))
-		}
-	}
-
-	return Outcome{Result: Done, Reason: ReasonNone, Strategy: p.Strategy}
 }
 
 func passedOver(activity string) error {
@@ -228,8 +217,11 @@ func (j *run) perform(ctx context.Context, plan Plan, task Task) error {
 
 func (j *run) steps(ctx context.Context, plan Plan) error {
 	for _, s := range plan.Steps {
-		if j.rec.HasStep(s.Name) || contains(j.rec.Left, s.Name) {
+		if j.rec.HasStep(s.Name) {
 			continue
+		}
+		if contains(j.rec.Left, s.Name) {
+			return passedOver(s.Name) // what comes after it may wait for it in vain
 		}
 		if err := j.step(ctx, plan, s); err != nil {
 			return err
@@ -295,7 +287,10 @@ func insist(err error) error {
 // call runs a step once, measured, logged and safe from its panics.
 func (j *run) call(ctx context.Context, strategy string, s Step) error {
 	start := time.Now()
-	err := j.safely("step "+s.Name, func() error { return s.Do(ctx, j.progress(strategy, s.Name)) })
+	m := j.meter(strategy, s.Name)
+	err := j.moving(ctx, s.Name, m.moved, func() error {
+		return j.safely("step "+s.Name, func() error { return s.Do(ctx, m.report) })
+	})
 	took := time.Since(start)
 	j.Recorder.StepEnded(strategy, s.Name, took, err)
 	if err == nil {
@@ -318,11 +313,9 @@ func (j *run) safely(op string, f func() error) (err error) {
 	return f()
 }
 
-// progress turns a step's running totals into increments for the metrics, and a line in the log now and then.
-func (j *run) progress(strategy, step string) Progress {
-	m := &meter{strategy: strategy, step: step, recorder: j.Recorder, log: j.log, logged: time.Now()}
-
-	return m.report
+// meter turns a step's running totals into increments for the metrics, and a line in the log now and then.
+func (j *run) meter(strategy, step string) *meter {
+	return &meter{strategy: strategy, step: step, recorder: j.Recorder, log: j.log, logged: time.Now(), moved: make(chan struct{})}
 }
 
 // patiently calls f until it succeeds, ctx ends, its error says that trying again does not help, or patience is over.
@@ -342,7 +335,7 @@ func (j *run) patiently(ctx context.Context, patience time.Duration, strategy, s
 			return err
 		}
 		j.retrying(strategy, step, n, err)
-		if j.conf.Backoff.wait(ctx, n) != nil {
+		if j.pause(ctx, n) != nil {
 			return interrupted(ctx, err)
 		}
 	}

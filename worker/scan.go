@@ -101,11 +101,12 @@ func (r *Runner) adoptOne(ctx, work context.Context, key string, suspect bool, w
 	if rec.Version > RecordVersion {
 		return true // closed or not: only who wrote it knows what it says
 	}
-	if rec.Closed {
+	if rec.Closed && !rec.Unreleased {
 		r.retire(ctx, rec)
 
 		return true
 	}
+	// A closed one that was not released: its owner died in between, or is just about to. A claim gives back what is left.
 	if changed := r.sight(key, rec.Stamp); rec.Waits(time.Now()) || suspect && changed {
 		return true
 	}

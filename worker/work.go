@@ -121,7 +121,7 @@ func (j *run) settle(ctx context.Context) error {
 	o := *j.rec.Outcome
 	for _, s := range j.Settler.Settle(j.rec.Job, o) {
 		activity := settling + s.Name
-		if contains(j.rec.Settled, s.Name) || contains(j.rec.Left, activity) {
+		if contains(j.rec.Settled, s.Name) {
 			continue
 		}
 		if err := j.begin(ctx, activity); err != nil {
@@ -182,7 +182,11 @@ func (j *run) untilDone(ctx context.Context, patience time.Duration, strategy, s
 			return err
 		}
 		j.retrying(strategy, step, n, err)
-		if j.conf.Backoff.wait(ctx, n) != nil {
+		wait := j.pause
+		if step == saving {
+			wait = j.conf.Backoff.wait // a pause saves as well
+		}
+		if wait(ctx, n) != nil {
 			return interrupted(ctx, err)
 		}
 	}
@@ -195,12 +199,15 @@ func (j *run) retrying(strategy, step string, n int, err error) {
 		"error", err)
 }
 
+// saving is the step of save in logs and metrics.
+const saving = "save"
+
 // save writes the record, again and again until it is there or the lease has gone: an answer that got lost leaves open
 // whether it was written, and writing the same again is right.
 func (j *run) save(ctx context.Context) error {
 	j.rec.Version, j.rec.Updated = RecordVersion, time.Now().UTC()
 
-	return j.untilDone(ctx, 0, "journal", "save", func(ctx context.Context) error {
+	return j.untilDone(ctx, 0, "journal", saving, func(ctx context.Context) error {
 		err := j.claim.Save(ctx, j.rec)
 		if errors.Is(err, ErrLeaseLost) {
 			return leaseLost(err)

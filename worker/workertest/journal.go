@@ -137,7 +137,7 @@ func (j *Journal) Load(ctx context.Context, key string) (worker.Record, error) {
 			return fmt.Errorf("load job %s: %w", key, worker.ErrNotFound)
 		}
 		r = at.decode()
-		r.Stamp = at.stamp
+		r.Stamp, r.Unreleased = at.stamp, at.holder != nil
 
 		return nil
 	})

@@ -65,6 +65,7 @@ func journalCases() []journalCase {
 		{"a newer record is left alone", newerRecord},
 		{"the stamp shows a living owner", stamps},
 		{"a release is hinted at", hints},
+		{"a claim that was not released shows", unreleased},
 		{"a finished context", finishedContext},
 	}
 }
@@ -122,6 +123,7 @@ func release(t *testing.T, c worker.Claim) {
 func same(t *testing.T, got, want worker.Record) {
 	t.Helper()
 	got.Stamp, want.Stamp = 0, 0
+	got.Unreleased, want.Unreleased = false, false
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("record is\n%+v, want\n%+v", got, want)
 	}
@@ -468,6 +470,29 @@ func stamps(t *testing.T, r Rig) {
 	changes("a claim that is refused", false)
 	release(t, c)
 	changes("release", true)
+}
+
+func unreleased(t *testing.T, r Rig) {
+	j, rec := r.Journal(t, "a"), record(r)
+	create(t, j, rec)
+	key := rec.Job.Key()
+	want := func(what string, yes bool) {
+		t.Helper()
+		if got := load(t, r.Journal(t, "b"), key).Unreleased; got != yes {
+			t.Errorf("%s: unreleased is %v", what, got)
+		}
+	}
+	want("created", false)
+	c := claimed(t, j, key)
+	want("claimed", true)
+	closed := c.Record()
+	closed.Closed = true
+	if err := c.Save(t.Context(), closed); err != nil {
+		t.Fatalf("save: %v", err)
+	}
+	want("closed", true)
+	release(t, c)
+	want("released", false)
 }
 
 func hints(t *testing.T, r Rig) {
