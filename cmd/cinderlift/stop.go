@@ -50,3 +50,14 @@ func atLast(ctx context.Context, soft time.Duration, exit func()) (callOff func(
 
 	return func() { close(done) }
 }
+
+// leave ends the process while something still hangs. When all jobs were given back, only connections are left to close,
+// and nothing depends on that.
+func leave(drained bool, log *slog.Logger) {
+	if drained {
+		log.Warn("a connection does not close; leaving it")
+		os.Exit(exitOK)
+	}
+	log.Error("stopping took too long; what is left goes on elsewhere when its leases end")
+	os.Exit(exitFailed)
+}

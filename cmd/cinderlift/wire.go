@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cinderlift/cinderlift/glance"
@@ -267,11 +267,9 @@ func serve(ctx context.Context, c config, o openstack, inject func(*worker.Runne
 	if err != nil {
 		return err
 	}
+	var drained atomic.Bool
+	defer atLast(ctx, c.SoftStop, func() { leave(drained.Load(), log) })() // bounds also what is deferred after it
 	defer p.close()
-	defer atLast(ctx, c.SoftStop, func() {
-		log.Error("stopping took too long; what is left goes on elsewhere when its leases end")
-		os.Exit(exitFailed)
-	})()
 	p.gate.Set(gateBus, errors.New("not connected yet"))
 	stopAdmin, err := serveAdmin(ctx, c.Listen, adminServer(p.metrics.Handler(), readiness(p.gate)), log)
 	if err != nil {
@@ -291,6 +289,7 @@ func serve(ctx context.Context, c config, o openstack, inject func(*worker.Runne
 	r := p.runner()
 	r.Hurry = hurried(ctx, log)
 	err = inject(r).Run(ctx)
+	drained.Store(true)
 	log.Info("worker stopped")
 
 	return err
