@@ -50,7 +50,7 @@ func (j *run) lookOut(ctx context.Context) error {
 			return err
 		})
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // cut short because the work has ended: nothing was found out
 		}
 		if why := j.unwanted(task, err); why != nil {
 			j.log.Warn("the job is not wanted any more", "reason", ReasonOf(why), "error", why)

@@ -56,8 +56,8 @@ func atLast(ctx context.Context, soft time.Duration, exit func()) (callOff func(
 func leave(drained bool, log *slog.Logger) {
 	if drained {
 		log.Warn("a connection does not close; leaving it")
-		os.Exit(exitOK)
+		os.Exit(exitOK) //nolint:forbidigo // something hangs: there is no other way out
 	}
 	log.Error("stopping took too long; what is left goes on elsewhere when its leases end")
-	os.Exit(exitFailed)
+	os.Exit(exitFailed) //nolint:forbidigo // see above
 }
