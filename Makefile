@@ -64,9 +64,19 @@ fuzz: ## each fuzz target for FUZZ_TIME (default 20s)
 	@deployments/fuzz $(or $(FUZZ_TIME),20s)
 
 .PHONY: chaos
-chaos: build ## kill workers and services while images are made, then audit: CHAOS_TIME (20m), CHAOS_JOBS, CHAOS_SEED, CHAOS_WORKERS
+chaos: chaos-cloud chaos-matrix ## kill workers and services while images are made, then audit; then every cell of the kill matrices
+
+.PHONY: chaos-cloud
+chaos-cloud: build ## only the first part of it: CHAOS_TIME (20m), CHAOS_JOBS, CHAOS_SEED, CHAOS_WORKERS
 	@$(MAKE) --no-print-directory chaos-binary
 	@CHAOS_TIME=$(or $(CHAOS_TIME),20m) deployments/chaos/run $(or $(GENERATION),bookworm)
+
+# Tests that run a sample, and everything with CINDERLIFT_CHAOS=full.
+FULLY := ^(TestKillMatrix|TestTakeover|TestDrain.*|TestDuplicateStorm|TestSweep|TestKilledInFlatten|TestSleeperChangesNothing|TestDeleteInEveryInstant)$$
+
+.PHONY: chaos-matrix
+chaos-matrix: ## only the second part: each step of each strategy in each way, hours
+	@CINDERLIFT_CHAOS=full TEST_TIMEOUT=6h RUN='$(FULLY)' deployments/test $(or $(GENERATION),bookworm)
 
 .PHONY: chaos-binary
 chaos-binary:
