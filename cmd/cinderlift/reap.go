@@ -37,7 +37,7 @@ func reapCommand() *cobra.Command {
 		Long: `reap finds what is cinderlift's and belongs to no open job, and removes it: snapshots on volumes
 (those in the trash too), images that were never finished or half removed, images that wait in Glance
 for a job that failed, and what is left of old jobs in the journal. With image ids it is about these
-alone. Workers do the same by themselves, see CINDERLIFT_REAP_EVERY.
+alone, and takes your word that no other cloud uses them. Workers do the same by themselves, see CINDERLIFT_REAP_EVERY.
 
 Left alone is what belongs to an open job, what is younger than --age, what Glance uses or may be using,
 what somebody has open, and what others made clones of. It needs the settings of a worker.
@@ -187,7 +187,7 @@ func (p *parts) reaper(fsid string) *reap.Reaper {
 
 // shut ends the connection of a round, also when the round was ended early.
 func (p *parts) shut(ctx context.Context, images *ceph.Images) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if err := images.Close(ctx); err != nil {
 		p.log.Warn("end the connection that looked for orphans", "error", err)

@@ -21,7 +21,8 @@
 //     fill it failed. Whoever does not answer is taken to say no.
 //   - What somebody has open, and what others made clones of, stays.
 //   - Without a record, a volume that is `uploading` or an image that is being made counts as a job of somebody else:
-//     another pool of workers may have another journal.
+//     another pool of workers may have another journal. And what no volume of this cloud leads to counts as another
+//     cloud's, which may use the same pools, until an operator names it.
 //
 // # Failures
 //

@@ -24,7 +24,8 @@ type facts struct {
 	image      worker.Image   // as Glance shows it
 	imageErr   error
 	uploading  string // a volume with a trace of the job that is `uploading`
-	uploadsErr error
+	volumeErr  error  // Cinder did not say
+	ours       bool   // a volume of this cloud has a trace of the job, or somebody has named the image
 }
 
 // job is the record of a request; nil when there is none, or only one that a reaper has made.
@@ -74,10 +75,11 @@ func (f *facts) hold() (a Action, why string, held bool) {
 }
 
 // holdStranger is about traces of which the journal knows nothing. Mostly the record was removed when its time was up, but
-// the job may as well be in another journal, and be worked on.
+// the job may as well be in another journal, and be worked on; or it is of another cloud that uses the same pool, whose Cinder
+// and Glance nobody here can ask.
 func (f *facts) holdStranger() (a Action, why string, held bool) {
 	switch {
-	case f.uploadsErr != nil:
+	case f.volumeErr != nil:
 		return Wait, "the journal does not know the job, and Cinder does not say whether the volume is in use", true
 	case f.uploading != "":
 		return Wait, "the journal does not know the job, but volume " + f.uploading + " is `uploading`: is there another journal?", true
@@ -85,6 +87,9 @@ func (f *facts) holdStranger() (a Action, why string, held bool) {
 		return Wait, "the journal does not know the job, and Glance does not say whether the image is being made", true
 	case f.making():
 		return Wait, "the journal does not know the job, but the image is " + f.image.Status + ": is there another journal?", true
+	case !f.ours:
+		return Look, "neither the journal nor Cinder knows anything of it; if no other cloud uses this pool, name the image to " +
+			"`cinderlift reap`", true
 	default:
 		return "", "", false
 	}

@@ -97,8 +97,11 @@ type Upload struct {
 	Since    time.Time // when Cinder last changed it
 }
 
-// Volumes is what a reaper needs of Cinder. It does not retry and returns *worker.Error.
+// Volumes is what a reaper needs of Cinder. Methods do not retry and return *worker.Error.
 type Volumes interface {
+	// Volume looks at a volume. ReasonVolumeMissing only when Cinder itself says that there is none.
+	Volume(ctx context.Context, id string) (worker.Volume, error)
+
 	// Uploads lists the volumes of all projects that are `uploading`.
 	Uploads(ctx context.Context) ([]Upload, error)
 }
@@ -127,7 +130,7 @@ type Reaper struct {
 
 	Age      time.Duration // younger traces are left alone; default 1 h
 	DryRun   bool          // only look
-	Only     []string      // image ids; empty: all
+	Only     []string      // image ids; empty: all. Who names one vouches that no other cloud uses it.
 	Thorough bool          // list the journal's whole namespace, which costs the OSDs a walk over its pool
 	Lease    worker.LeaseTimes
 	Progress func(what string, done, total int) // may be nil; called from any goroutine

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -296,6 +297,18 @@ func TestNothingElseGoes(t *testing.T) {
 			w.leave(1, copied)
 			w.uploads = []reap.Upload{{VolumeID: volume(1), Image: src(1).Image, Since: time.Now()}}
 		}, []string{"wait image", "wait snapshot"}, false},
+		{"no record, the volume is uploading since a moment ago", func(w *world) {
+			w.leave(1, copied)
+			w.status = worker.VolumeUploading
+		}, []string{"wait image", "wait snapshot"}, false},
+		{"no record, and the volume is not Cinder's: another cloud's job", func(w *world) {
+			w.leave(1, sealed)
+			w.abroad = true
+		}, []string{"look image", "look snapshot"}, false},
+		{"no record, and only an image: another cloud's", func(w *world) {
+			w.leave(1, sealed)
+			w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
+		}, []string{"look image"}, false},
 		{"no record, the image is queued: another journal's job", func(w *world) {
 			w.leave(1, snapshotted)
 			w.image(1, worker.ImageQueued)
@@ -399,6 +412,18 @@ func TestOnly(t *testing.T) {
 	})
 }
 
+// TestNamed: who names an image vouches that it is no other cloud's.
+func TestNamed(t *testing.T) {
+	bubble(t, func(w *world) {
+		w.leave(1, sealed)
+		w.abroad = true
+		r := w.reaper(nil)
+		r.Only = []string{id(1)}
+		w.wantSummary("round", w.round(r), "removed", []string{"image", "snapshot"})
+		w.wantClean()
+	})
+}
+
 // TestThorough: locks of volumes that no record names show in a listing of the whole namespace alone.
 func TestThorough(t *testing.T) {
 	bubble(t, func(w *world) {
@@ -461,6 +486,7 @@ func TestUnreadableRecord(t *testing.T) {
 func TestGlanceIsSpared(t *testing.T) {
 	bubble(t, func(w *world) {
 		w.leave(1, sealed)
+		w.record(ended(1, worker.Done))
 		w.must(w.cluster.Release(w.t.Context(), src(1), strategies.SourceSnapshot(id(1))))
 		w.image(1, worker.ImageActive, dst(1))
 		r := w.reaper(nil)
@@ -529,7 +555,7 @@ func TestRun(t *testing.T) {
 	bubble(t, func(w *world) {
 		w.leave(1, copied)
 		ctx, cancel := context.WithCancel(w.t.Context())
-		m := &counts{}
+		m := &counts{results: map[string]int{}}
 		for range 3 {
 			go w.reaper(nil).Run(ctx, time.Hour, m)
 		}
@@ -540,25 +566,33 @@ func TestRun(t *testing.T) {
 			t.Errorf("%d rounds in ten hours", m.rounds)
 		}
 		if m.found != 2 || m.removed != 2 || m.results["clean"] != m.rounds {
-			t.Errorf("counted %+v", m)
+			t.Errorf("counted %d found, %d removed, %v", m.found, m.removed, m.results)
 		}
 		w.wantClean()
 	})
 }
 
 type counts struct {
+	mu                     sync.Mutex
 	found, removed, rounds int
 	results                map[string]int
 }
 
-func (c *counts) OrphanFound(string)   { c.found++ }
-func (c *counts) OrphanRemoved(string) { c.removed++ }
+func (c *counts) OrphanFound(string) { c.count(func() { c.found++ }) }
+
+func (c *counts) OrphanRemoved(string) { c.count(func() { c.removed++ }) }
+
 func (c *counts) Reaped(result string) {
-	if c.results == nil {
-		c.results = map[string]int{}
-	}
-	c.rounds++
-	c.results[result]++
+	c.count(func() {
+		c.rounds++
+		c.results[result]++
+	})
+}
+
+func (c *counts) count(fn func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fn()
 }
 
 // mode is what happens to one operation.

@@ -55,7 +55,7 @@ func onlyImages(traces []strategies.Trace) bool {
 
 // facts asks the journal once more, and Glance.
 func (n *round) facts(ctx context.Context, id string, traces []strategies.Trace) (*facts, error) {
-	f := &facts{age: n.Age, fsid: n.FSID, unreadable: n.unreadable[id], uploadsErr: n.uploadsErr}
+	f := &facts{age: n.Age, fsid: n.FSID, unreadable: n.unreadable[id]}
 	rec, err := n.Journal.Load(ctx, id)
 	switch {
 	case f.unreadable != nil || errors.Is(err, worker.ErrNotFound):
@@ -77,9 +77,34 @@ func (n *round) ask(ctx context.Context, f *facts, id string, traces []strategie
 	if len(traces) == 0 && f.record != nil {
 		f.youngest = f.record.Updated
 	}
-	for _, u := range n.uploads {
+	if f.job() == nil {
+		n.askVolumes(ctx, f, id, traces)
+	}
+}
+
+// askVolumes finds out whether the volumes are of this cloud, and in use.
+func (n *round) askVolumes(ctx context.Context, f *facts, id string, traces []strategies.Trace) {
+	// A reaper that made a record had found out that the job is ours; what told it may be removed by now.
+	f.ours, f.uploading, f.volumeErr = f.record != nil || slices.Contains(n.Only, id), "", n.uploadsErr
+	for _, u := range n.uploads { // also of a migrated one, whose image does not bear the volume's id
 		if slices.ContainsFunc(traces, func(t strategies.Trace) bool { return t.At.Image == u.Image }) {
 			f.uploading = u.VolumeID
+		}
+	}
+	for _, t := range traces {
+		volumeID := n.VolumeID(t.At.Image)
+		if rank(t) == 0 || volumeID == "" {
+			continue
+		}
+		v, err := n.Volumes.Volume(ctx, volumeID)
+		switch {
+		case worker.ReasonOf(err) == worker.ReasonVolumeMissing:
+		case err != nil:
+			f.volumeErr = err
+		case v.Status == worker.VolumeUploading:
+			f.uploading = volumeID
+		default:
+			f.ours = true
 		}
 	}
 }
@@ -191,7 +216,7 @@ func (n *round) stand(id string, traces []strategies.Trace) worker.Record {
 }
 
 func (n *round) release(ctx context.Context, claim worker.Claim, id string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 7*time.Second)
 	defer cancel()
 	if err := claim.Release(ctx); err != nil {
 		n.Logger.Warn("give the lease back; it ends by itself", "image", id, "error", err)
@@ -204,7 +229,7 @@ func (n *round) removeAll(
 	ctx context.Context, claim worker.Claim, id string, traces []strategies.Trace,
 ) ([]Finding, error) {
 	rec := claim.Record()
-	f := &facts{age: n.Age, fsid: n.FSID, record: &rec, uploadsErr: n.uploadsErr}
+	f := &facts{age: n.Age, fsid: n.FSID, record: &rec}
 	n.ask(ctx, f, id, traces)
 	var done []Finding
 	if _, _, held := f.hold(); !held && f.discardable() {

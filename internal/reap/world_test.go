@@ -51,9 +51,13 @@ type world struct {
 	glance  *images
 	uploads []reap.Upload
 	cinder  error
+	status  string          // of all volumes
+	abroad  bool            // the volumes are another cloud's
 	bare    []string        // keys without a record
 	locks   map[string]bool // objects of locks: held?
-	turn    time.Time       // until when somebody has it
+
+	mu   sync.Mutex
+	turn time.Time // until when somebody has it
 }
 
 func newWorld(t *testing.T) *world {
@@ -63,7 +67,7 @@ func newWorld(t *testing.T) *world {
 	return &world{
 		t: t, store: s, journal: s.Journal("test"), cluster: c, glance: &images{images: map[string]worker.Image{}},
 		finder: &strategiestest.Finder{Cluster: c, Made: map[string]time.Time{}, Users: map[string][]string{}},
-		locks:  map[string]bool{},
+		locks:  map[string]bool{}, status: "available",
 	}
 }
 
@@ -123,8 +127,23 @@ func (w *world) Uploads(context.Context) ([]reap.Upload, error) {
 	return slices.Clone(w.uploads), w.cinder
 }
 
+// Volume implements reap.Volumes: Cinder knows the volumes that are in Ceph, but for those of another cloud.
+func (w *world) Volume(_ context.Context, id string) (worker.Volume, error) {
+	at := strategies.Ref{Pool: "volumes", Image: "volume-" + id}
+	switch {
+	case w.cinder != nil:
+		return worker.Volume{}, w.cinder
+	case !w.cluster.View(w.t, at).Exists || w.abroad:
+		return worker.Volume{}, &worker.Error{Op: "show volume", Reason: worker.ReasonVolumeMissing}
+	default:
+		return worker.Volume{ID: id, Name: at.Image, Status: w.status}, nil
+	}
+}
+
 // Turn implements reap.Locks.
 func (w *world) Turn(_ context.Context, every time.Duration) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if time.Now().Before(w.turn) {
 		return false, nil
 	}
