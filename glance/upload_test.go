@@ -122,7 +122,7 @@ func TestWrongImageIsLockedThroughFaults(t *testing.T) {
 				g := glance.New(f.session(t), glance.Options{Poll: time.Millisecond})
 				err := upload(g)
 				for n := 0; retry(err); n++ {
-					if n > times {
+					if n > times+spare {
 						t.Fatalf("try %d: %v", n, err)
 					}
 					err = upload(g)
