@@ -28,6 +28,7 @@ type order struct {
 	Make                            strategies.Make
 	Copy                            bool   // copy instead of clone and flatten
 	Discard                         bool   // and take it away again in the end
+	Volume                          string // id; only for a whole job
 	Loop                            string // "save" or "renew": only that, again and again
 }
 
@@ -81,11 +82,7 @@ func widen() {
 }
 
 func helperNamed(name string) func() error {
-	if name == "job" {
-		return helpJob
-	}
-
-	return nil
+	return map[string]func() error{"job": helpJob, "whole": helpWhole}[name]
 }
 
 // helpJob claims the job and does its steps, and tells on standard output where it is.
@@ -149,7 +146,7 @@ type helper struct {
 	lines chan string // what it says; closed when it ends
 }
 
-func startHelper(t testing.TB, o order) *helper {
+func startHelper(t testing.TB, o order, env ...string) *helper {
 	t.Helper()
 	raw, err := json.Marshal(o)
 	if err != nil {
@@ -157,6 +154,7 @@ func startHelper(t testing.TB, o order) *helper {
 	}
 	h := &helper{cmd: exec.Command(os.Args[0], "-test.run=^$"), lines: make(chan string, 1<<16)}
 	h.cmd.Env = append(os.Environ(), "CINDERLIFT_TEST_HELPER=job", "CINDERLIFT_TEST_ORDER="+string(raw))
+	h.cmd.Env = append(h.cmd.Env, env...)
 	h.cmd.Stderr = os.Stderr
 	out, err := h.cmd.StdoutPipe()
 	if err != nil {
@@ -186,7 +184,7 @@ func startHelper(t testing.TB, o order) *helper {
 // until waits for a line that begins with prefix; "" when the helper ended without it.
 func (h *helper) until(t testing.TB, prefix string) string {
 	t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(4 * time.Minute)
 	for {
 		select {
 		case line, ok := <-h.lines:

@@ -40,8 +40,18 @@ func TestOtherVolumes(t *testing.T) {
 	}
 }
 
-// made is a sealed clone, and what was asked for.
+// made is a volume with a protected snapshot, and what is to be made of it.
 func made(t *testing.T, r strategiestest.Rig, objects int64) strategies.Make {
+	t.Helper()
+	m := sized(t, r, objects)
+	must(t, r.Source.Snapshot(t.Context(), m.Src, m.Snapshot))
+	must(t, r.Source.Protect(t.Context(), m.Src, m.Snapshot))
+
+	return m
+}
+
+// sized is a volume of some objects without a snapshot.
+func sized(t *testing.T, r strategiestest.Rig, objects int64) strategies.Make {
 	t.Helper()
 	id := newID()
 	m := strategies.Make{
@@ -56,8 +66,6 @@ func made(t *testing.T, r strategiestest.Rig, objects int64) strategies.Make {
 	for n := range objects {
 		r.Backdoor.Write(t, m.Src, n*r.ObjectSize, bytes.Repeat([]byte{byte(n + 1)}, int(r.ObjectSize)))
 	}
-	must(t, r.Source.Snapshot(t.Context(), m.Src, m.Snapshot))
-	must(t, r.Source.Protect(t.Context(), m.Src, m.Snapshot))
 
 	return m
 }
