@@ -72,7 +72,7 @@ func (c *chaos) counts(found []lab.Violation) map[string]any {
 		r[name] = c.ledger.counts[name]
 	}
 	for name, n := range results {
-		if strings.HasPrefix(name, "by ") || strings.HasPrefix(name, "via ") {
+		if strings.HasPrefix(name, "by ") && name != "by " || strings.HasPrefix(name, "via ") {
 			r[key(name)] = n
 		}
 	}

@@ -86,22 +86,27 @@ func (u *users) one(ctx context.Context, r request, dice *rand.Rand) error {
 	if err != nil {
 		return u.doubt(r, err)
 	}
-	patient := u.deadline
+
+	return u.follow(u.deadline, r, j, dice) //nolint:contextcheck // it outlives the asking
+}
+
+// follow waits for the end of a request, longer than new ones are asked for.
+func (u *users) follow(ctx context.Context, r request, j *job, dice *rand.Rand) error {
 	if r.cancel > 0 {
-		pause(patient, r.cancel)
-		u.cancel(patient, j)
+		pause(ctx, r.cancel)
+		u.cancel(ctx, j)
 	}
 	select {
 	case <-j.ended:
-	case <-patient.Done():
+	case <-ctx.Done():
 		return fmt.Errorf("image %s of volume %s has not come to an end", j.Image, j.Volume)
 	}
-	if err := u.free(patient, r.volume); err != nil {
+	if err := u.free(ctx, r.volume); err != nil {
 		return err
 	}
-	u.late(patient, r, j, dice)
+	u.late(ctx, r, j, dice)
 
-	return u.take(patient, r, j)
+	return u.take(ctx, r, j)
 }
 
 // submit asks for the image; only an answer that says yes counts.
