@@ -239,7 +239,7 @@ func (cl *Claim) Renew(ctx context.Context) error {
 		return nil
 	})
 	if is(err, eshutdown) {
-		cl.c.drop(cl.k)
+		go cl.c.drop(cl.k) // waits while another connection is being made
 		err = fmt.Errorf("%w: %w", worker.ErrLeaseLost, err)
 	}
 

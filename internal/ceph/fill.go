@@ -56,13 +56,13 @@ func (im *Images) fill(ctx context.Context, at strategies.Ref, f *filling, numbe
 	}
 	if len(f.left) > 0 {
 		im.tell(ctx, level, at, why, len(f.left), len(numbers))
-		err = im.carry(ctx, f)
-	} else {
-		err = nil
+		if err := im.carry(ctx, f); err != nil {
+			return err
+		}
 	}
 	sorted(f.there)
 
-	return err
+	return nil
 }
 
 func sorted(list []uint64) []uint64 {
