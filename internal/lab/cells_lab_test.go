@@ -53,9 +53,6 @@ func (w *world) of(t *testing.T, limit time.Duration) *world {
 	return &world{Cloud: w.Cloud, t: t, ctx: ctx}
 }
 
-// root is the repository.
-func (w *world) root() string { return filepath.Join(filepath.Dir(w.Env["LAB_COMMAND"]), "..", "..") }
-
 // built answers the binary that an environment variable names, or makes it once from this tree.
 func (w *world) built(variable, name string, tags ...string) string {
 	w.t.Helper()
@@ -97,7 +94,7 @@ type desk struct {
 
 	mu   sync.Mutex
 	came map[string]amqp.Delivery // by image
-	tell map[string]int           // distinct notifications by image
+	told map[string][]string      // notifications by queue
 }
 
 const deskTopic = "cinderlift-test-desk"
@@ -109,13 +106,20 @@ func (w *world) atDesk(hook string) *desk {
 	conn, err := amqp.Dial(strings.Replace(w.Env["LAB_TRANSPORT_URL"], "rabbit://", "amqp://", 1))
 	w.must(err)
 	w.t.Cleanup(func() { _ = conn.Close() })
-	ch, err := conn.Channel()
-	w.must(err)
+	// A broker that was restarted has forgotten the exchange until Cinder comes back. A refusal ends the channel.
+	var ch *amqp.Channel
+	w.must(lab.Wait(w.ctx, "Cinder's exchange", func() (bool, error) {
+		if ch, err = conn.Channel(); err != nil {
+			return false, err
+		}
+
+		return ch.ExchangeDeclarePassive("openstack", "topic", false, false, false, false, nil) == nil, nil
+	}))
 	// Like the workers' queue: durable, and it stays, so that another test's Cinder does not find nobody there.
 	_, err = ch.QueueDeclare(deskTopic, true, false, false, false, nil)
 	w.must(err)
 	w.must(ch.QueueBind(deskTopic, deskTopic, "openstack", false, nil))
-	d := &desk{ch: ch, came: map[string]amqp.Delivery{}}
+	d := &desk{ch: ch, came: map[string]amqp.Delivery{}, told: map[string][]string{}}
 	requests, err := ch.Consume(deskTopic, "", true, false, false, false, nil)
 	w.must(err)
 	go func() {
@@ -180,6 +184,19 @@ func (d *desk) queue(w *world, name string) {
 	w.must(d.ch.QueueBind(name, name, "openstack", false, nil))
 }
 
+// notifications are all that came to a queue so far.
+func (d *desk) notifications(queue string) []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for {
+		m, ok, err := d.ch.Get(queue, true)
+		if err != nil || !ok {
+			return d.told[queue]
+		}
+		d.told[queue] = append(d.told[queue], string(m.Body))
+	}
+}
+
 // drop removes queues.
 func (d *desk) drop(names ...string) {
 	d.mu.Lock()
@@ -230,8 +247,10 @@ type lane struct {
 // digest.
 func (w *world) small(percent int) (volume, want string) {
 	w.t.Helper()
-	volume = w.volume(lab.VolumeSpec{GiB: 1}, 0)
-	_, err := w.Exec(w.ctx, "rbd", "resize", "--no-progress", "--allow-shrink", "--size", "64", rbdVolume(volume))
+	volume, err := w.CreateVolume(w.ctx, lab.VolumeSpec{Name: w.t.Name(), GiB: 1})
+	w.must(err)
+	w.t.Cleanup(func() { w.discard(volume) })
+	_, err = w.Exec(w.ctx, "rbd", "resize", "--no-progress", "--allow-shrink", "--size", "64", rbdVolume(volume))
 	w.must(err)
 	if percent > 0 {
 		_, err := w.Fill(w.ctx, rbdVolume(volume), 40, percent)
@@ -239,6 +258,19 @@ func (w *world) small(percent int) (volume, want string) {
 	}
 
 	return volume, w.sum(rbdVolume(volume))
+}
+
+// discard deletes a volume, unless somebody did.
+func (w *world) discard(volume string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	all, err := w.Volumes(ctx)
+	if !slices.ContainsFunc(all, func(v lab.Volume) bool { return v.ID == volume }) && err == nil {
+		return
+	}
+	if err := w.DeleteVolume(ctx, volume); err != nil {
+		w.t.Errorf("delete the volume afterwards: %v", err)
+	}
 }
 
 // lane makes one, with a clean worker that takes no requests but adopts what others leave.
@@ -265,7 +297,7 @@ func (l *lane) topic() string { return l.name }
 func (l *lane) on(t *testing.T, limit time.Duration) *lane {
 	t.Helper()
 	c := *l
-	c.world = l.world.of(t, limit)
+	c.world = l.of(t, limit)
 
 	return &c
 }
@@ -422,18 +454,12 @@ func (l *lane) gone(image string, i lab.Image) {
 func (l *lane) told(image string, made bool) {
 	l.t.Helper()
 	ends := map[string]int{}
-	for _, queue := range []string{"info", "error"} {
-		l.desk.mu.Lock()
-		for {
-			m, ok, err := l.desk.ch.Get(l.topic()+".told."+queue, true)
-			if err != nil || !ok {
-				break
-			}
-			if strings.Contains(string(m.Body), image) {
-				ends[queue]++
+	for _, priority := range []string{"info", "error"} {
+		for _, body := range l.desk.notifications(l.topic() + ".told." + priority) {
+			if strings.Contains(body, image) {
+				ends[priority]++
 			}
 		}
-		l.desk.mu.Unlock()
 	}
 	want := map[bool]string{true: "info", false: "error"}[made]
 	if len(ends) != 1 || ends[want] == 0 {

@@ -154,13 +154,13 @@ func with(maps ...map[string]string) map[string]string {
 func TestDrainAtRest(t *testing.T) {
 	w := within(t, 4*time.Minute)
 	d := w.atDesk("volume_manager")
-	l := w.lane(d, "rest", wayOf("early"), 3)
+	rest := w.lane(d, "rest", wayOf("early"), 3)
 	t.Run("idle", func(t *testing.T) {
-		l := l.on(t, time.Minute)
+		l := rest.on(t, time.Minute)
 		t.Logf("SIGTERM to exit: %s", l.stopped(l.start("", nil)))
 	})
 	t.Run("lease held", func(t *testing.T) {
-		l := l.on(t, 4*time.Minute)
+		l := rest.on(t, 4*time.Minute)
 		rados := func(args ...string) {
 			t.Helper()
 			_, err := l.Exec(l.ctx, append([]string{"rados", "--id", l.Env["LAB_CEPH_USER"], "-p", "images", "-N", l.name}, args...)...)
@@ -249,11 +249,11 @@ func TestDrainWithoutCeph(t *testing.T) {
 
 // TestDrainWithoutBroker stops RabbitMQ while a job runs, and while one is being told.
 func TestDrainWithoutBroker(t *testing.T) {
-	w := within(t, 6*time.Minute)
-	binary := w.faulty()
+	all := within(t, 12*time.Minute)
+	binary := all.faulty()
 	for _, at := range []string{"clone-flatten/flatten/hang", "settle/cast-done/not-applied"} {
 		t.Run(slashless(at), func(t *testing.T) {
-			w := w.of(t, 3*time.Minute)
+			w := all.of(t, 5*time.Minute)
 			l := w.lane(w.atDesk("volume_manager"), "nobus", wayOf("late"), 3)
 			victim := l.start(binary, map[string]string{"CINDERLIFT_FAULT": at, "CINDERLIFT_SCAN_EVERY": "10m"})
 			image := l.firing(victim, cell{count: 1})

@@ -142,10 +142,10 @@ func choose(all []cell, rnd *rand.Rand) []cell {
 func (l *lane) cells(binary string) (all []cell) {
 	l.t.Helper()
 	l.t.Run("undisturbed", func(t *testing.T) {
-		l := l.on(t, 4*time.Minute)
-		p := l.start(binary, map[string]string{"CINDERLIFT_FAULT": "none/none/hang", "CINDERLIFT_SCAN_EVERY": "10m"})
-		l.undisturbed(p)
-		steps, undos, settling := l.names(p)
+		cell := l.on(t, 4*time.Minute)
+		p := cell.start(binary, map[string]string{"CINDERLIFT_FAULT": "none/none/hang", "CINDERLIFT_SCAN_EVERY": "10m"})
+		cell.undisturbed(p)
+		steps, undos, settling := cell.names(p)
 		commit := slices.Index(steps, map[string]string{"export": "upload"}[l.way.name])
 		if commit < 0 {
 			commit = slices.Index(steps, "register")
