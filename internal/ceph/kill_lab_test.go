@@ -268,7 +268,7 @@ func killed(t *testing.T, way string) (kills int64) {
 // it must find out and must not have changed anything.
 func TestStoppedOwnerIsFenced(t *testing.T) {
 	t.Parallel()
-	v := newVictim(t, 2*time.Second, 512)
+	v := newVictim(t, 8*time.Second, 512)
 	h := startHelper(t, v.order)
 	if h.until(t, "progress flatten") == "" {
 		t.Fatal("the helper was too fast")

@@ -14,7 +14,7 @@ var reads = []string(nil)
 // each of these calls fail, once without effect and once after it had its effect. copy_object is the shim's.
 func writers() map[string][]string {
 	object, lock := "rados_write_op_operate2", "rados_lock_exclusive"
-	release := []string{"rbd_snap_unprotect", "rbd_snap_remove"}
+	release := []string{"rbd_snap_unprotect", "rbd_snap_remove", "rbd_snap_remove_by_id"} // the last: TestReleaseOfRemnant
 	discard := append([]string{"rbd_metadata_set", "rbd_update_features", "rbd_remove"}, release...)
 
 	return map[string][]string{
