@@ -248,7 +248,7 @@ func TestTracesEnd(t *testing.T) {
 }
 
 // BenchmarkTraces measures what looking through a pool costs for each volume: CINDERLIFT_BENCH_VOLUMES of them (default
-// 50), each with a snapshot of Cinder's, with the pace taken off.
+// 50), each with a snapshot of Cinder's. The pace, headersPerSecond, is what it can't go below.
 func BenchmarkTraces(b *testing.B) {
 	im, pool := labImages(b), lab(b)["LAB_POOL_VOLUMES"]
 	n := 50
