@@ -28,6 +28,7 @@ type job struct {
 	orphan time.Time // when that one was killed; zero: it was not, or somebody took over
 	record lab.Standing
 	ended  chan struct{} // closed when the journal says so
+	going  bool          // its user has begun to delete it, after it was verified
 }
 
 // takeover is how long a job was without a worker.

@@ -17,6 +17,7 @@ import (
 
 // audit looks at everything, and keeps the manifest so that it can be looked at again.
 func (c *chaos) audit(ctx context.Context) ([]lab.Violation, error) {
+	c.users.retry(ctx)
 	begin := time.Now()
 	m := c.ledger.manifest(c.users.digests)
 	if err := save(c.manifest(), m); err != nil {

@@ -270,12 +270,24 @@ func (u *users) take(ctx context.Context, r request, j *job) error {
 		return err // the audit says what is wrong with it
 	}
 	u.ledger.count("verified", 1)
+	j.going = true
 	if err := u.remove(ctx, j.Image); err != nil {
 		return fmt.Errorf("delete image %s: %w", j.Image, err)
 	}
 	u.ledger.change(j, func(a *lab.Asked) { a.Removed = true })
 
 	return nil
+}
+
+// retry deletes what could not be deleted while Glance was away: a Glance that is killed in the middle of it leaves the
+// image active without its snapshot. Everybody is at rest.
+func (u *users) retry(ctx context.Context) {
+	for _, image := range u.ledger.order {
+		j := u.ledger.jobs[image]
+		if j.going && !j.Removed && u.remove(ctx, image) == nil {
+			u.ledger.change(j, func(a *lab.Asked) { a.Removed = true })
+		}
+	}
 }
 
 // remove deletes an image. Glance answers 409 and 500 while it is at work on it.
