@@ -378,7 +378,8 @@ func (l *lane) aftermath(victim *lab.Worker, image string, c cell, sums *tally) 
 	case strings.HasPrefix(c.mode, stopBefore):
 		adopted()
 		l.must(victim.Signal(syscall.SIGCONT))
-		l.await("the job to be closed", said("job closed", image), l.heir)
+		// By either: on a slow machine the heir may lose its lease as well, to the one that woke up.
+		l.await("the job to be closed", said("job closed", image), victim, l.heir)
 		sums.stopped(l.stopped(victim))
 	}
 }
