@@ -129,7 +129,7 @@ func TestSleeperChangesNothing(t *testing.T) {
 		for round := range rounds {
 			t.Run(fmt.Sprintf("%s/%d", c.in, round), func(t *testing.T) {
 				t.Parallel()
-				v := newVictim(t, 2*time.Second, 96)
+				v := newVictim(t, 6*time.Second, 96) // the lease outlasts a busy machine
 				v.Copy, v.Discard, v.Loop = c.order.Copy, c.order.Discard, c.order.Loop
 				h := startHelper(t, v.order)
 				if h.until(t, "step "+c.in) == "" {
