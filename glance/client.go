@@ -42,6 +42,7 @@ type Client struct {
 	minor  remembered[int]
 	way    remembered[way]
 	stores remembered[[]strategies.Store]
+	given  map[string]bool // images that took our data, until it was found to be right
 }
 
 var _ strategies.Images = (*Client)(nil)

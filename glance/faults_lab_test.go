@@ -77,17 +77,11 @@ func TestLabFaultsOfEveryWrite(t *testing.T) {
 			if img := show(t, g, id); img.Status != worker.ImageActive || img.Size != int64(len(data)) {
 				t.Errorf("uploaded: %+v", img)
 			}
-			l.writes.Store(2)
-			lock := func() error { // the image has data by now, which is not this
-				return g.Upload(t.Context(), id, "", bytes.NewReader(noise(10, 1<<20)), int64(len(data)), nil)
-			}
-			err := lock()
-			for n := 0; retry(err) && n < 2; n++ {
-				err = lock()
-			}
-			expect(t, "lock", err, worker.ReasonMismatch, worker.GiveUp)
-			if img := show(t, g, id); img.Status != worker.ImageDeactivated {
-				t.Errorf("with wrong data: %+v", img)
+			// The image has data by now, which is not this. It was right when it was given, so it is left as it is.
+			err := g.Upload(t.Context(), id, "", bytes.NewReader(noise(10, 1<<20)), int64(len(data)), nil)
+			expect(t, "other bytes", err, worker.ReasonMismatch, worker.GiveUp)
+			if img := show(t, g, id); img.Status != worker.ImageActive {
+				t.Errorf("with other data: %+v", img)
 			}
 			id = r.image(t)
 			twice("discard", func() error { return g.Discard(t.Context(), id) })

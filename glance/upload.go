@@ -60,6 +60,9 @@ func (u *upload) run(ctx context.Context) error {
 		return u.stuck(img)
 	}
 	a, sent := u.client.session.Do(ctx, u.request())
+	if sent == nil && a.Err() == nil {
+		u.client.gave(u.id)
+	}
 	img, err = u.client.settled(ctx, u.id)
 	switch {
 	case err != nil:
@@ -162,7 +165,8 @@ func (u *upload) stuck(img image) error {
 }
 
 // verify compares what Glance has with what the source has. It reads the source again when no try of this call did so to
-// the end, as after an adoption. An image with other bytes is locked: whoever boots it trusts it to be the volume's copy.
+// the end, as after an adoption. An image to which we gave other bytes is locked: whoever boots it trusts it to be the
+// volume's copy. One that others may have given them is left as it is.
 func (u *upload) verify(ctx context.Context, img image) error {
 	if img.Size != u.size {
 		return u.lock(ctx, img, u.mismatch("size", strconv.FormatInt(img.Size, 10), strconv.FormatInt(u.size, 10)))
@@ -182,6 +186,7 @@ func (u *upload) verify(ctx context.Context, img image) error {
 	if got != want {
 		return u.lock(ctx, img, u.mismatch(algo, want, got))
 	}
+	u.client.forget(u.id)
 
 	return nil
 }
@@ -196,6 +201,9 @@ func (u *upload) mismatch(what, theirs, ours string) *worker.Error {
 // deactivating twice is no error. The answer is why, once Glance shows that the lock is there; when its answer was lost,
 // or it is away, the caller comes again and finds out by looking.
 func (u *upload) lock(ctx context.Context, img image, why *worker.Error) error {
+	if !u.client.hasGiven(u.id) {
+		return why
+	}
 	if img.Status != worker.ImageActive {
 		why.Err = fmt.Errorf("%w; it is %s, so that nobody uses it", why.Err, img.Status)
 
@@ -224,6 +232,31 @@ func (u *upload) lock(ctx context.Context, img image, why *worker.Error) error {
 		return &worker.Error{Op: what, Reason: worker.ReasonGlanceUnavailable, Advice: worker.Retry,
 			Err: fmt.Errorf("Glance answered %d but shows the image active", a.Code)}
 	}
+}
+
+// gave remembers that Glance has said that it took data of ours, so what the image has is ours. It is remembered for as long
+// as the client lives, a few bytes for each upload: the lock may need several calls.
+func (c *Client) gave(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.given == nil {
+		c.given = map[string]bool{}
+	}
+	c.given[id] = true
+}
+
+func (c *Client) hasGiven(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	return c.given[id]
+}
+
+// forget is for an image whose bytes are right: it will never have to be locked.
+func (c *Client) forget(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.given, id)
 }
 
 // digest picks what to compare.

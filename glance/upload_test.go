@@ -99,12 +99,17 @@ func TestUploadThatArrivesChanged(t *testing.T) {
 	}
 }
 
-// wrong is a cloud whose image is active with data that is not the source's, as an upload that arrived changed leaves it.
+// wrong is a cloud in which uploads arrive changed.
 func wrong(t *testing.T, c glancetest.Config) (*fake, string, func(*glance.Client) error) {
 	t.Helper()
 	f := newFake(t, c)
 	id := f.image(t)
-	f.glance.Put(glancetest.Image{ID: id, Status: "active", Size: 9, HashAlgo: "sha1", HashValue: "00"})
+	f.Serve(keystone.Image, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut {
+			r.Body = flip{r.Body}
+		}
+		f.glance.ServeHTTP(w, r)
+	}))
 
 	return f, id, func(g *glance.Client) error {
 		return g.Upload(t.Context(), id, "", bytes.NewReader([]byte("some data")), 9, nil)
@@ -128,12 +133,24 @@ func TestWrongImageIsLockedThroughFaults(t *testing.T) {
 					err = upload(g)
 				}
 				expect(t, "upload", err, worker.ReasonMismatch, worker.GiveUp)
-				if img, _ := f.glance.Image(id); img.Status != worker.ImageDeactivated || !slices.Equal(f.glance.Notes(), []string{"deactivate"}) {
+				if img, _ := f.glance.Image(id); img.Status != worker.ImageDeactivated || !slices.Equal(f.glance.Notes(), []string{"upload 9 bytes", "deactivate"}) {
 					t.Fatalf("the image is %s after %v", img.Status, f.glance.Notes())
 				}
 				expect(t, "again", upload(g), worker.ReasonMismatch, worker.GiveUp)
 			})
 		}
+	}
+}
+
+// What others may have given the image is theirs: it is not the volume's copy, and it is left as it is.
+func TestOthersDataIsNotLocked(t *testing.T) {
+	f := newFake(t, glancetest.Config{})
+	id := f.image(t)
+	f.glance.Put(glancetest.Image{ID: id, Status: "active", Size: 9, HashAlgo: "sha1", HashValue: "00"})
+	err := client(t, f).Upload(t.Context(), id, "", bytes.NewReader([]byte("some data")), 9, nil)
+	expect(t, "upload", err, worker.ReasonMismatch, worker.GiveUp)
+	if img, _ := f.glance.Image(id); img.Status != worker.ImageActive || len(f.glance.Notes()) != 0 {
+		t.Errorf("the image is %s after %v", img.Status, f.glance.Notes())
 	}
 }
 

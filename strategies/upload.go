@@ -76,7 +76,7 @@ func (e *ExportUpload) uploaded(ctx context.Context, mk Make, p placement) error
 		return nil
 	case err != nil:
 		return err
-	case img.Status != worker.ImageActive:
+	case img.Status != worker.ImageActive && img.Status != worker.ImageDeactivated:
 		return nil // nothing of it is ours to remove
 	}
 	err = e.send(ctx, mk, p, nil)

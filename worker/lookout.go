@@ -67,8 +67,9 @@ func (j *run) lookOut(ctx context.Context) error {
 func (j *run) unwanted(t Task, err error) error {
 	op := fmt.Sprintf("make image %s from volume %s", t.Image.ID, t.Volume.ID)
 	switch reason := ReasonOf(err); {
-	case reason == ReasonVolumeMissing, reason == ReasonImageMissing:
-		return &Error{Op: "look at volume and image", Reason: reason, Err: err}
+	case reason == ReasonVolumeMissing, reason == ReasonImageMissing, reason == ReasonVolumeState,
+		reason == ReasonImageState && !j.committing.Load():
+		return &Error{Op: "look at volume and image", Reason: reason, Err: err} // Facts may judge by itself
 	case err == nil && t.Volume.Status != VolumeUploading:
 		return &Error{Op: op, Reason: ReasonVolumeState,
 			Err: fmt.Errorf("the volume became %q while the image was made", t.Volume.Status)}

@@ -22,6 +22,8 @@ func TestUnwanted(t *testing.T) {
 	}{
 		{"image deleted", missing(worker.ReasonImageMissing), worker.Cancelled, worker.ReasonImageMissing},
 		{"volume deleted", missing(worker.ReasonVolumeMissing), worker.Failed, worker.ReasonVolumeMissing},
+		{"volume reset, as Cinder's facts tell it", missing(worker.ReasonVolumeState), worker.Failed, worker.ReasonVolumeState},
+		{"image in no good state, as Cinder's facts tell it", missing(worker.ReasonImageState), worker.Failed, worker.ReasonImageState},
 		{"volume reset", state("available", worker.ImageQueued), worker.Failed, worker.ReasonVolumeState},
 		{"volume in error", state("error", worker.ImageQueued), worker.Failed, worker.ReasonVolumeState},
 		{"image made active by somebody else", state(worker.VolumeUploading, worker.ImageActive), worker.Failed,

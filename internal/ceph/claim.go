@@ -290,13 +290,17 @@ func (cl *Claim) Release(ctx context.Context) error {
 	return classify("release job "+cl.key, err)
 }
 
-// give gives the job back over any control connection.
+// give gives the job back over any control connection. The volume's lease goes first, with its object: as long as our
+// address is in the record, whoever finds the job closed knows that something may be left, and comes to give it back.
 func (cl *Claim) give(k *control) error {
+	if err := cl.unlock(k, 1); err != nil {
+		return err
+	}
 	if err := cl.leave(k); err != nil {
 		return err
 	}
 
-	return cl.unlock(k)
+	return cl.unlock(k, 0)
 }
 
 // abandon releases in the background of a claim that failed.
@@ -358,8 +362,9 @@ func (cl *Claim) leave(k *control) error {
 }
 
 // unlock takes the locks of this claim away, by the names that it took them under: the connection may be another by now.
-func (cl *Claim) unlock(k *control) error {
-	for len(cl.held) > 0 {
+// unlock gives back the leases but for the first ones, which the job's own is.
+func (cl *Claim) unlock(k *control, keep int) error {
+	for len(cl.held) > keep {
 		object := cl.held[len(cl.held)-1]
 		if _, err := k.io.BreakLock(object, lockName, cl.k.name, cl.cookie); err != nil && !is(err, enoent) {
 			return fmt.Errorf("unlock %s: %w", object, err)
@@ -373,27 +378,37 @@ func (cl *Claim) unlock(k *control) error {
 	return nil
 }
 
-// sweep removes the volume's lock object if nobody has taken the lock since. It is only tidiness: errors do not matter.
+// sweep removes the volume's lock object if nobody has taken the lock since. It is only tidiness: errors do not matter. It
+// looks again when somebody has written it in between, such as a release of before that comes late.
 func (k *control) sweep(object string) {
 	own, err := k.versioned()
 	if err != nil {
 		return
 	}
 	defer own.Destroy()
+	for range 3 {
+		if !is(k.trySweep(own, object), erange, eoverflow) {
+			return
+		}
+	}
+}
+
+func (k *control) trySweep(own *rados.IOContext, object string) error {
 	if _, err := own.Stat(object); err != nil {
-		return
+		return err
 	}
 	version, err := own.GetLastVersion()
 	if err != nil {
-		return
+		return err
 	}
 	info, err := own.ListLockers(object, lockName)
 	if err != nil || info.NumLockers > 0 {
-		return
+		return err
 	}
 	op := rados.CreateWriteOp()
 	defer op.Release()
 	op.AssertVersion(version)
 	op.Remove()
-	_ = op.Operate(own, object, rados.OperationNoFlag)
+
+	return op.Operate(own, object, rados.OperationNoFlag)
 }

@@ -172,7 +172,7 @@ func TestNothingUnsafeOverControl(t *testing.T) {
 			return want(cl.Save(t.Context(), rec), worker.ErrLeaseLost)
 		},
 		"leave":   func(t *testing.T, cl *Claim) error { return cl.leave(controlOf(t, cl.c)) },
-		"unlock":  func(t *testing.T, cl *Claim) error { return cl.unlock(controlOf(t, cl.c)) },
+		"unlock":  func(t *testing.T, cl *Claim) error { return cl.unlock(controlOf(t, cl.c), 0) },
 		"sweep":   func(t *testing.T, cl *Claim) error { controlOf(t, cl.c).sweep(cl.held[1]); return nil },
 		"notify":  func(t *testing.T, cl *Claim) error { cl.c.notify(t.Context()); return nil },
 		"release": func(t *testing.T, cl *Claim) error { return cl.Release(t.Context()) },
