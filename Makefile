@@ -72,7 +72,7 @@ chaos-cloud: build ## only the first part of it: CHAOS_TIME (20m), CHAOS_JOBS, C
 	@CHAOS_TIME=$(or $(CHAOS_TIME),20m) deployments/chaos/run $(or $(GENERATION),bookworm)
 
 # Tests that run a sample, and everything with CINDERLIFT_CHAOS=full.
-FULLY := ^(TestKillMatrix|TestTakeover|TestDrain.*|TestDuplicateStorm|TestSweep|TestKilledInFlatten|TestSleeperChangesNothing|TestDeleteInEveryInstant)$$
+FULLY := ^(TestKillMatrix|TestTakeover|TestDrain.*|TestDuplicateStorm|TestKillAtEverySend|TestKilledInFlatten|TestSleeperChangesNothing|TestDeleteInEveryInstant)$$
 
 .PHONY: chaos-matrix
 chaos-matrix: ## only the second part: each step of each strategy in each way, hours

@@ -100,7 +100,7 @@ func (c *Cluster) enter() (*control, error) {
 		}
 		c.control = k
 	}
-	c.control.users.enter()
+	c.control.users.enter() //nolint:errcheck // whoever shuts it takes it out of c under the same lock
 
 	return c.control, nil
 }

@@ -137,8 +137,8 @@ func TestTracesOfHalfRemoved(t *testing.T) {
 		t.Fatalf("traces are %+v, want remains with the mark and a time", list)
 	}
 	must(t, im.pool(m.Dst.Pool, func(io *rados.IOContext) error { return io.Delete(headerPrefix + list[0].ID) }))
-	if list := tracesOf(t, im, m.Dst.Pool, m.Job, false); len(list) != 0 {
-		t.Errorf("traces are %+v, although nothing says whose it is", list)
+	if none := tracesOf(t, im, m.Dst.Pool, m.Job, false); len(none) != 0 {
+		t.Errorf("traces are %+v, although nothing says whose it is", none)
 	}
 	list = tracesOf(t, im, m.Dst.Pool, m.Job, true)
 	if len(list) != 1 || list[0].Kind != strategies.TraceRemains || list[0].Marked {

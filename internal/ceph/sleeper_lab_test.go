@@ -225,7 +225,7 @@ func want(got, wanted error) error {
 		return nil
 	}
 
-	return fmt.Errorf("%v, want %v", got, wanted)
+	return fmt.Errorf("it is %q, want: %w", fmt.Sprint(got), wanted)
 }
 
 // journalState is what lies in the journal of one job, with versions and lockers.

@@ -23,7 +23,7 @@ func (w *world) settleAs(s *Settler, o worker.Outcome, but ...string) {
 			if n > 100 {
 				w.t.Fatalf("step %s does not end", step.Name)
 			}
-			time.Sleep(2 * time.Second)
+			<-time.After(2 * time.Second)
 		}
 	}
 }
@@ -72,7 +72,7 @@ func TestLostResult(t *testing.T) {
 				if tc.change != nil {
 					tc.change(w)
 				}
-				time.Sleep(time.Minute) // the job
+				<-time.After(time.Minute) // the job
 				w.settleAs(w.settler(), tc.outcome, stepNotify)
 				if told != tc.told || w.cinder.frees != tc.frees || w.cinder.volume.Status != tc.status {
 					t.Errorf("told %d times, freed %d times, the volume is %s", told, w.cinder.frees, w.cinder.volume.Status)
@@ -104,7 +104,7 @@ func TestFreeingFaults(t *testing.T) {
 				w := newWorld(t, "call-driver.json")
 				w.bus.arrived = nil
 				w.cinder.queue = slices.Repeat([]fault{{err: away(worker.ReasonCinderUnavailable), applied: applied}}, times)
-				time.Sleep(time.Minute)
+				<-time.After(time.Minute)
 				w.settleAs(w.settler(), made, stepNotify)
 				if w.cinder.frees != 1 || w.cinder.volume.Status != "available" {
 					t.Errorf("freed %d times, the volume is %s", w.cinder.frees, w.cinder.volume.Status)
@@ -129,7 +129,7 @@ func TestPatienceOverManyTries(t *testing.T) {
 			if step.Do(context.Background(), nil) == nil {
 				break
 			}
-			time.Sleep(time.Minute)
+			<-time.After(time.Minute)
 		}
 		if w.cinder.frees != 1 {
 			t.Errorf("the volume is %s", w.cinder.volume.Status)
@@ -142,7 +142,7 @@ func TestMemoryForgets(t *testing.T) {
 		var m memory
 		m.note("a", "1")
 		m.cast("b")
-		time.Sleep(memoryFor + time.Second)
+		<-time.After(memoryFor + time.Second)
 		m.met("c")
 		if len(m.all) != 1 {
 			t.Errorf("%d recollections", len(m.all))

@@ -38,9 +38,9 @@ func writes() map[string][]string {
 		"Reject Requeue":    {"TestRejectFaults", "TestRejectGivesBackWhenStopped"},
 
 		// Handed through to internal/oslo, whose table has them.
-		"Ack Ack":               {"TestOverRabbitMQ"},
-		"Requeue Requeue":       {"TestOverRabbitMQ"},
-		"DeadLetter DeadLetter": {"TestOverRabbitMQ"},
+		"Ack Ack":               {"TestOverRabbitMQ"}, //nolint:dupword // the caller and what it calls
+		"Requeue Requeue":       {"TestOverRabbitMQ"}, //nolint:dupword // the caller and what it calls
+		"DeadLetter DeadLetter": {"TestOverRabbitMQ"}, //nolint:dupword // the caller and what it calls
 		"Heartbeat Publish":     {"TestOverRabbitMQ"},
 	}
 }

@@ -32,12 +32,12 @@ func writes() map[string][]string {
 		"probe send":   {"TestProbe"},         // goes nowhere
 
 		// How a message ends; one that did not comes again.
-		"Ack Ack":         {"TestTakingSurvivesEveryCut"},
+		"Ack Ack":         {"TestTakingSurvivesEveryCut"}, //nolint:dupword // the caller and what it calls
 		"answerPing Ack":  {"TestTakingSurvivesEveryCut"},
 		"DeadLetter Ack":  {"TestDeadLetterFaults"},
 		"replace Ack":     {"TestCountingFaults"},
 		"remove Ack":      {"TestDeadFaults"},
-		"Requeue Requeue": {"TestCountingFaults", "TestGiveBackToABlockedBroker"},
+		"Requeue Requeue": {"TestCountingFaults", "TestGiveBackToABlockedBroker"}, //nolint:dupword // the caller and what it calls
 
 		// The seam to the library, and the two places that publish over it.
 		"write Publish":                      {"TestPublishFaults"},
