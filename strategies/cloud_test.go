@@ -75,6 +75,7 @@ type cloud struct {
 	dead   bool
 	lost   bool          // the lease can't be renewed, until it is claimed anew
 	unhang chan struct{} // closed when what hangs comes back
+	hung   time.Time     // since when something hangs
 	volume string
 	told   []worker.Result
 	writes uint64
@@ -155,6 +156,8 @@ func (c *cloud) next(op string) (before, after error) {
 	case failBefore, refuseBefore, otherBefore:
 		return err, nil
 	case hang:
+		c.hung = time.Now()
+
 		return c.away(err, c.unhang), nil
 	case loseBefore:
 		c.lost = true
@@ -210,7 +213,7 @@ func (c *cloud) do(op string, effect func()) error {
 // run runs one worker for a while; the job is sent to it unless it is in the journal already.
 func (c *cloud) run(name string, fault func(op string) mode, d time.Duration) {
 	c.mu.Lock()
-	c.fault, c.dead, c.lost, c.ops, c.unhang = fault, false, false, nil, make(chan struct{})
+	c.fault, c.dead, c.lost, c.ops, c.unhang, c.hung = fault, false, false, nil, make(chan struct{}), time.Time{}
 	c.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	journal := c.store.Journal(name)
@@ -236,7 +239,7 @@ func (c *cloud) run(name string, fault func(op string) mode, d time.Duration) {
 	ended.Go(func() { _ = r.Run(ctx) })
 	for range int(d / time.Second) {
 		<-time.After(time.Second)
-		if rec, err := c.record(); c.killed() || err == nil && rec.Closed {
+		if rec, err := c.record(); c.killed() || c.hangs() || err == nil && rec.Closed {
 			break
 		}
 	}
@@ -247,6 +250,14 @@ func (c *cloud) run(name string, fault func(op string) mode, d time.Duration) {
 	if c.killed() { // the lease stays; that a successor waits for its end is tested in package worker
 		<-time.After(30 * time.Second)
 	}
+}
+
+// hangs: nothing more will happen before the worker is stopped.
+func (c *cloud) hangs() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	return !c.hung.IsZero() && time.Since(c.hung) > 30*time.Second
 }
 
 func (c *cloud) killed() bool {
