@@ -62,7 +62,7 @@ func (d Deps) register(mk Make, p placement, flat bool, redo ...string) worker.S
 				return err
 			}
 			if complete {
-				return d.Images.Register(ctx, mk.Job, location, p.Size)
+				return d.registerMade(ctx, mk, location, p.Size)
 			}
 			switch err := d.notCommitted(ctx, mk.Job, location); {
 			case err == nil:
@@ -78,6 +78,20 @@ func (d Deps) register(mk Make, p placement, flat bool, redo ...string) worker.S
 		},
 		Undo: func(ctx context.Context) error { return d.notCommitted(ctx, mk.Job, location) },
 	}
+}
+
+// registerMade registers with the size of what was made. That is the snapshot's, and not the planned one when the volume was
+// extended in between. What is gone by now was removed together with the image, which Register finds out.
+func (d Deps) registerMade(ctx context.Context, mk Make, location string, planned int64) error {
+	made, err := d.Source.Stat(ctx, mk.Dst)
+	switch {
+	case err == nil:
+		planned = made.Size
+	case worker.ReasonOf(err) != worker.ReasonVolumeMissing:
+		return err
+	}
+
+	return d.Images.Register(ctx, mk.Job, location, planned)
 }
 
 // notCommitted is nil when Glance certainly does not use location: only then may what is behind it be removed.

@@ -64,7 +64,8 @@ func (e *ExportUpload) send(ctx context.Context, mk Make, p placement, pr worker
 	}
 	defer content.Close() // read-only: nothing can be lost by it
 
-	return e.Deps.Images.Upload(ctx, mk.Job, p.Store, content, p.Size, pr)
+	// The snapshot's size: the volume may have been extended between the plan and the snapshot.
+	return e.Deps.Images.Upload(ctx, mk.Job, p.Store, content, content.Size(), pr)
 }
 
 // uploaded answers ErrCommitted when the image is active with the snapshot's bytes. No location tells whose data an

@@ -556,8 +556,8 @@ func TestRun(t *testing.T) {
 		w.leave(1, copied)
 		ctx, cancel := context.WithCancel(w.t.Context())
 		m := &counts{results: map[string]int{}}
-		for range 3 {
-			go w.reaper(nil).Run(ctx, time.Hour, m)
+		for _, r := range []*reap.Reaper{w.reaper(nil), w.reaper(nil), w.reaper(nil)} {
+			go r.Run(ctx, time.Hour, m)
 		}
 		<-time.After(10*time.Hour + 30*time.Minute)
 		cancel()
