@@ -56,6 +56,15 @@ func (c *chaos) close() {
 	}
 }
 
+// restore leaves the lab's settings as they are when it is brought up: tests run on it afterwards.
+func (c *chaos) restore() {
+	for _, words := range [][]string{{"caps", "documented"}, {"glance", "reset"}, {"hook", "none"}} {
+		if err := c.lab.Control(context.Background(), words[0], words[1:]...); err != nil {
+			c.say("restore the lab's %s: %v", words[0], err)
+		}
+	}
+}
+
 // prepare makes everything but the volumes' content ready. What it has begun is undone when it fails.
 func prepare(ctx context.Context, o options, out io.Writer) (_ *chaos, err error) {
 	c := &chaos{opt: o, out: out, start: time.Now(), ledger: newLedger()}
@@ -149,6 +158,7 @@ func (c *chaos) catalog(ctx context.Context, endpoints ...string) error {
 
 // settle puts the lab into the state that most clouds will be in.
 func (c *chaos) settle(ctx context.Context) error {
+	c.undo = append(c.undo, c.restore)
 	if err := c.lab.Control(ctx, "caps", "early"); err != nil {
 		return err
 	}
