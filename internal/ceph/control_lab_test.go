@@ -240,7 +240,8 @@ func TestNotifyIsBounded(t *testing.T) {
 	a := journalOf(t)
 	rec := fresh()
 	must(t, a.Create(t.Context(), rec))
-	w, err := controlOf(t, a).io.Watch(indexObject) // and nobody listens
+	io := controlOf(t, a).io
+	w, err := io.Watch(indexObject) // and nobody listens
 	must(t, err)
 	claim, err := a.Claim(t.Context(), rec.Job.Key())
 	must(t, err)
@@ -249,7 +250,8 @@ func TestNotifyIsBounded(t *testing.T) {
 	if took := time.Since(began); took > 2*notifyTimeout+time.Second {
 		t.Errorf("release took %v", took)
 	}
-	must(t, w.Delete())
+	<-w.Events() // the callback waits for somebody to listen
+	must(t, unwatch(io, w))
 }
 
 // TestSleepInsideClaim: a process sleeps right after it took the lease, another takes over meanwhile. The first must not

@@ -65,7 +65,7 @@ func (c *Cluster) watch(ctx context.Context, hint func()) error {
 	})
 	err = hold(ctx, w, broken)
 
-	return errors.Join(err, w.Delete())
+	return errors.Join(err, unwatch(k.io, w))
 }
 
 // watchIndex makes the index if there was never a job.
@@ -84,8 +84,8 @@ func (k *control) watchIndex() (*rados.Watcher, error) {
 	return k.io.Watch(indexObject)
 }
 
-// serve takes what the callbacks of a watch bring. It goes on until done and not until the watch is deleted: a delete that
-// fails leaves callbacks that wait for somebody to listen.
+// serve takes what the callbacks of a watch bring. It goes on until done, also when the watch has been taken back: a callback
+// that nobody listens to would wait for ever, and the end of the connection for it.
 func serve(w *rados.Watcher, broken chan<- error, done <-chan struct{}, hint func()) {
 	hint()
 	events, failures := w.Events(), w.Errors()
@@ -93,16 +93,10 @@ func serve(w *rados.Watcher, broken chan<- error, done <-chan struct{}, hint fun
 		select {
 		case <-done:
 			return
-		case event, open := <-events:
-			if !open {
-				return
-			}
+		case event := <-events:
 			_ = event.Ack(nil) // otherwise the notifier waits; nothing else comes of it
 			hint()
-		case err, open := <-failures:
-			if !open {
-				return
-			}
+		case err := <-failures:
 			select {
 			case broken <- err:
 			default:
