@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"github.com/cinderlift/cinderlift/worker"
 )
 
@@ -387,28 +385,8 @@ func (k *control) sweep(object string) {
 	}
 	defer own.Destroy()
 	for range 3 {
-		if !is(k.trySweep(own, object), erange, eoverflow) {
+		if !is(removeUnlocked(own, object), erange, eoverflow) {
 			return
 		}
 	}
-}
-
-func (k *control) trySweep(own *rados.IOContext, object string) error {
-	if _, err := own.Stat(object); err != nil {
-		return err
-	}
-	version, err := own.GetLastVersion()
-	if err != nil {
-		return err
-	}
-	info, err := own.ListLockers(object, lockName)
-	if err != nil || info.NumLockers > 0 {
-		return err
-	}
-	op := rados.CreateWriteOp()
-	defer op.Release()
-	op.AssertVersion(version)
-	op.Remove()
-
-	return op.Operate(own, object, rados.OperationNoFlag)
 }
