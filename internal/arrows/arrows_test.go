@@ -30,6 +30,7 @@ func arrows() map[string][]string {
 		"strategies/strategiestest":      {"strategies", "worker"},
 		"internal/lab":                   {"internal/keystone"},
 		"internal/arrows":                {},
+		"internal/writestest":            {},
 		"deployments/demo":               {"internal/lab"},
 		"deployments/audit":              {"internal/lab"},
 		"deployments/chaos":              {"internal/keystone", "internal/lab", "internal/oslo"},
