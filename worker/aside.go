@@ -142,13 +142,11 @@ func (j *run) tooMany(ctx context.Context, activity string) error {
 // putAside keeps the job from killing more workers until an operator has looked at it, or had the time to. An old note
 // of a job that was put aside before is replaced.
 func (j *run) putAside(ctx context.Context, activity string) error {
-	now := time.Now().UTC()
-	j.rec.Aside = &Aside{Activity: activity, Since: now, Until: now.Add(j.conf.Aside)}
 	if j.conf.Aside == 0 {
-		j.rec.Aside = nil
-
 		return j.passOver(ctx, activity)
 	}
+	now := time.Now().UTC()
+	j.rec.Aside = &Aside{Activity: activity, Since: now, Until: now.Add(j.conf.Aside)}
 	if err := j.save(ctx); err != nil {
 		return err
 	}

@@ -24,19 +24,8 @@ type world struct {
 // open fails, never skips, when there is no lab.
 func open(t *testing.T) *world {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	t.Cleanup(cancel)
-	l, err := lab.FromEnvironment()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := l.As(ctx, "demo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
 
-	return &world{Cloud: c, t: t, ctx: ctx}
+	return within(t, 4*time.Minute)
 }
 
 func (w *world) must(err error) {
