@@ -114,6 +114,23 @@ func (r *real) remove(t *testing.T, id string) {
 	r.ask(t, r.demo, keystone.Request{Method: http.MethodDelete, Path: "/v2/images/" + id}, nil)
 }
 
+// removeHashed removes an active image. Since 29.0.0 Glance hashes the data of a new location in the background, and refuses
+// to delete the image meanwhile: 409 (do_secure_hash; glance/async_/flows/location_import.py).
+func (r *real) removeHashed(t *testing.T, id string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; {
+		a, err := r.demo.Do(context.Background(), keystone.Request{
+			Service: keystone.Image, What: "remove", Method: http.MethodDelete, Path: "/v2/images/" + id,
+		})
+		must(t, "remove", err)
+		if a.Code != http.StatusConflict || time.Now().After(deadline) {
+			must(t, "remove", a.Err())
+
+			return
+		}
+	}
+}
+
 // clean deletes the image and what a test has left in Ceph.
 func (r *real) clean(t *testing.T, id string) {
 	t.Helper()
@@ -218,7 +235,10 @@ func TestLabWithoutTheServiceRole(t *testing.T) {
 	}
 }
 
-// Two workers, or one and its successor, may register the same image at the same time.
+// Two workers, or one and its successor, may register the same image at the same time. All see it active with that data. Of
+// two PATCHes that Glance works on at once each looks for the location before the other has saved it, so the image may name
+// it more than once; no patch may mend that, since Glance deletes the data of a location that is taken out. What counts is
+// that the owner notices nothing: the image is deleted as any other, and its data with it.
 func TestLabRegisterTwiceAtOnce(t *testing.T) {
 	r := newReal(t)
 	g := glance.New(r.session(t), glance.Options{Poll: 20 * time.Millisecond})
@@ -231,8 +251,14 @@ func TestLabRegisterTwiceAtOnce(t *testing.T) {
 	for range cap(results) {
 		must(t, "register", <-results)
 	}
-	if img := show(t, g, id); len(img.Locations) != 1 || img.Locations[0] != location {
+	img := show(t, g, id)
+	if len(img.Locations) == 0 || slices.ContainsFunc(img.Locations, func(l string) bool { return l != location }) {
 		t.Fatalf("%+v", img)
+	}
+	t.Logf("the image names its location %d times", len(img.Locations))
+	r.removeHashed(t, id)
+	if out, err := r.command("info", r.env["LAB_POOL_IMAGES"]+"/"+id).CombinedOutput(); err == nil {
+		t.Fatalf("the data outlived its image: %s", out)
 	}
 }
 

@@ -24,7 +24,8 @@ const (
 
 // Register makes location, of size bytes, the data of the queued image and returns when Glance shows the image active
 // with it; see strategies.Images for the contract. While Glance works on the image it waits, up to Options.Patience.
-// Where Glance hides locations, size and store have to be right. When ctx ends the outcome is open; call it again.
+// Where Glance hides locations, size and store have to be right. When ctx ends the outcome is open; call it again. Two calls
+// at the same moment may leave the location twice in the image where only the PATCH is there; that harms nobody.
 // ReasonGlanceRefused with OtherWay means that neither way to register is open to us.
 func (c *Client) Register(ctx context.Context, imageID, location string, size int64) error {
 	r := registration{
