@@ -20,8 +20,39 @@ type meter struct {
 	logged time.Time
 }
 
-// progressEvery is how often a long step says how far it is.
-const progressEvery = 10 * time.Second
+const (
+	progressEvery = 10 * time.Second // a long step says how far it is
+	stillEvery    = time.Minute      // one that moves nothing says that it waits
+)
+
+// still says now and then that the step runs, such as one that waits for Glance: whoever looks at a job that seems to
+// hang finds out where. Call stop at its end.
+func (m *meter) still() (stop func()) {
+	begin, end, ended := time.Now(), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(stillEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case <-tick.C:
+				m.waits(time.Since(begin))
+			}
+		}
+	}()
+
+	return func() { close(end); <-ended }
+}
+
+func (m *meter) waits(since time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if time.Since(m.logged) >= stillEvery {
+		m.log.Info("step waits", "strategy", m.strategy, "step", m.step, "seconds", since.Seconds())
+	}
+}
 
 func (m *meter) report(a Amount) {
 	m.mu.Lock()

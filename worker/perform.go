@@ -288,6 +288,7 @@ func insist(err error) error {
 func (j *run) call(ctx context.Context, strategy string, s Step) error {
 	start := time.Now()
 	m := j.meter(strategy, s.Name)
+	defer m.still()()
 	err := j.moving(ctx, s.Name, m.moved, func() error {
 		return j.safely("step "+s.Name, func() error { return s.Do(ctx, m.report) })
 	})

@@ -89,7 +89,7 @@ func parse(args []string) (options, error) {
 	f := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	f.Usage = func() { fmt.Fprint(f.Output(), usage); f.PrintDefaults() }
 	f.DurationVar(&o.Time, "time", 2*time.Minute, "how long users ask for images")
-	f.DurationVar(&o.Drain, "drain", 5*time.Minute, "how long everything may take to end after that")
+	f.DurationVar(&o.Drain, "drain", 17*time.Minute, "how long everything may take to end after that: Glance is given 15 minutes to end an upload")
 	f.Int64Var(&o.Jobs, "jobs", 1<<40, "stop asking after so many requests")
 	f.Uint64Var(&o.Seed, "seed", 0, "repeat this plan; 0: a new one")
 	f.IntVar(&o.Workers, "workers", 3, "how many workers")
