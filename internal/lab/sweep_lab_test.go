@@ -24,37 +24,31 @@ import (
 // the job's own connection from the first dozen on; a second series counts the control connection's thread alone. A few
 // points always, all with CINDERLIFT_CHAOS=full.
 func TestKillAtEverySend(t *testing.T) {
-	w := within(t, 80*time.Minute)
+	w := within(t, 5*time.Hour)
 	d := w.atDesk("volume_manager")
 	conf := oneSender(w)
-	var mu sync.Mutex
-	var report []string
+	all := []*sweep{{way: "early"}, {way: "late"}, {way: "copy"}}
+	lanes := 1
+	if thorough() {
+		all = append(all, &sweep{way: "early", control: true}, &sweep{way: "late", control: true}, &sweep{way: "copy", control: true})
+		lanes = 3
+	}
 	t.Run("ways", func(t *testing.T) {
-		for _, name := range []string{"early", "late", "copy"} {
-			for _, series := range []string{"all", "control"} {
-				if series == "control" && !thorough() {
-					continue
-				}
-				t.Run(name+" "+series, func(t *testing.T) {
+		for _, s := range all {
+			s.points, s.conf = make(chan int), conf
+			for i := range lanes {
+				t.Run(fmt.Sprint(s.name(), " lane ", i), func(t *testing.T) {
 					t.Parallel()
-					begin := time.Now()
-					v := wayOf(name)
-					v.set = with(v.set, map[string]string{"CINDERLIFT_CEPH_CONF": conf})
-					s := &sweep{lane: w.of(t, 75*time.Minute).lane(d, "sweep-"+name+"-"+series, v, 0), control: series == "control"}
-					s.must(s.Write(s.ctx, rbdVolume(s.volume), 5<<20, "some"))
-					s.must(s.Write(s.ctx, rbdVolume(s.volume), 50<<20, "data"))
-					s.want = s.sum(rbdVolume(s.volume))
-					s.run(t)
-					mu.Lock()
-					defer mu.Unlock()
-					report = append(report, fmt.Sprintf("%s %s: %d points, %d killed, %d failed, %s", name, series, s.points,
-						s.killed, s.failed, time.Since(begin).Round(time.Second)))
+					s.lane(t, w.of(t, 5*time.Hour), d, i)
 				})
 			}
 		}
 	})
-	for _, line := range report {
-		t.Log(line)
+	for _, s := range all {
+		t.Logf("%s: %d points of %d, %d killed, %d failed, %s", s.name(), s.tried, s.total, s.killed, s.failed, s.took)
+		if s.killed == 0 {
+			t.Errorf("%s: no kill arrived", s.name())
+		}
 	}
 }
 
@@ -70,47 +64,79 @@ func oneSender(w *world) string {
 	return file
 }
 
-// sweep is one series of kills.
+// sweep is one series of kills, which some lanes share.
 type sweep struct {
-	*lane
+	way     string
 	control bool // only the control connection's thread is counted
+	conf    string
+	points  chan int // at which message to kill
 
-	points, killed, failed int
+	mu                           sync.Mutex
+	total, tried, killed, failed int
+	took                         time.Duration
 }
 
-// run kills at 1, 2, 3, … until the job ends alive; without CINDERLIFT_CHAOS=full at a few of these.
-func (s *sweep) run(t *testing.T) {
-	t.Helper()
-	total := 0
-	t.Run("counted", func(t *testing.T) { total = s.counted(t) })
-	t.Logf("%d messages were sent by the thread that sent most", total)
-	points := []int{total / 5, total / 2, total * 4 / 5}
+func (s *sweep) name() string {
 	if s.control {
-		points = []int{total / 2}
+		return s.way + ", control connection"
 	}
-	if thorough() {
-		points = points[:0]
-		for n := range total {
-			points = append(points, n+1)
+
+	return s.way
+}
+
+// lane kills at the points that are handed out. The first lane finds out how many there are.
+func (s *sweep) lane(t *testing.T, w *world, d *desk, i int) {
+	t.Helper()
+	begin := time.Now()
+	v := wayOf(s.way)
+	v.set = with(v.set, map[string]string{"CINDERLIFT_CEPH_CONF": s.conf})
+	l := w.lane(d, fmt.Sprintf("sweep-%s-%v-%d", s.way, s.control, i), v, 0)
+	l.must(l.Write(l.ctx, rbdVolume(l.volume), 5<<20, "some"))
+	l.must(l.Write(l.ctx, rbdVolume(l.volume), 50<<20, "data"))
+	l.want = l.sum(rbdVolume(l.volume))
+	if i == 0 {
+		total := 0
+		t.Run("counted", func(t *testing.T) { total = s.counted(l.on(t, 3*time.Minute)) })
+		t.Logf("%d messages were sent by the thread that sent most", total)
+		go s.deal(total)
+	}
+	for n := range s.points {
+		ok := t.Run(strconv.Itoa(n), func(t *testing.T) { s.kill(t, l, n) })
+		s.count(begin, ok)
+	}
+}
+
+// deal hands out 1, 2, 3, …; without CINDERLIFT_CHAOS=full a few of these.
+func (s *sweep) deal(total int) {
+	defer close(s.points)
+	s.total = total
+	if !thorough() {
+		for _, n := range []int{total / 5, total / 2, total * 4 / 5} {
+			s.points <- n
 		}
+
+		return
 	}
-	for _, n := range points {
-		s.points++
-		if !t.Run(strconv.Itoa(n), func(t *testing.T) { s.kill(t, n) }) {
-			s.failed++
-		}
+	for n := range total {
+		s.points <- n + 1
 	}
-	if s.killed == 0 {
-		t.Error("no kill arrived")
+}
+
+func (s *sweep) count(begin time.Time, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tried++
+	s.took = time.Since(begin).Round(time.Second)
+	if !ok {
+		s.failed++
 	}
 }
 
 // counted runs a job under strace without a kill.
-func (s *sweep) counted(t *testing.T) (most int) {
-	t.Helper()
-	l := s.on(t, 3*time.Minute)
+func (s *sweep) counted(l *lane) (most int) {
+	l.t.Helper()
 	victim := l.start("", map[string]string{"CINDERLIFT_SCAN_EVERY": "10m"})
-	out := filepath.Join(t.TempDir(), "strace")
+	out := filepath.Join(l.t.TempDir(), "strace")
 	trace := l.trace(victim, s.control, "-o", out)
 	l.undisturbed(victim)
 	_ = victim.Kill()
@@ -130,10 +156,10 @@ func (s *sweep) counted(t *testing.T) (most int) {
 }
 
 // kill runs a job whose worker dies at the nth message, again when the heir was first, see firing.
-func (s *sweep) kill(t *testing.T, n int) {
+func (s *sweep) kill(t *testing.T, l *lane, n int) {
 	t.Helper()
 	for range 3 {
-		if s.once(t, n) {
+		if s.once(l.on(t, 2*time.Minute), n) {
 			return
 		}
 	}
@@ -141,12 +167,11 @@ func (s *sweep) kill(t *testing.T, n int) {
 }
 
 // once reports whether the worker met the job at all.
-func (s *sweep) once(t *testing.T, n int) bool {
-	t.Helper()
-	l := s.on(t, 2*time.Minute)
+func (s *sweep) once(l *lane, n int) bool {
+	l.t.Helper()
 	victim := l.start("", map[string]string{"CINDERLIFT_SCAN_EVERY": "10m"})
 	trace := l.trace(victim, s.control, "-o", os.DevNull, "-e", fmt.Sprintf("inject=sendmsg:signal=KILL:when=%d", n))
-	image := l.ask(lab.Raw(t.Name()))
+	image := l.ask(lab.Raw(l.t.Name()))
 	killed := false
 	l.must(lab.Wait(l.ctx, "the worker's end or the job's", func() (bool, error) {
 		select {
@@ -165,7 +190,9 @@ func (s *sweep) once(t *testing.T, n int) bool {
 	_ = victim.Kill() // where it lives still
 	_ = trace.Wait()
 	if killed {
+		s.mu.Lock()
 		s.killed++
+		s.mu.Unlock()
 	}
 	_, mine := when(victim, said("job closed", image))
 
