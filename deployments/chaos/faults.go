@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,7 +73,13 @@ func (t *trouble) service(ctx context.Context, e event) error {
 
 		return err
 	case restartRabbit:
-		return t.users.calmly(ctx, func() error { return t.bounce(ctx, "rabbit", e) })
+		return t.users.calmly(ctx, func() error {
+			if err := t.bounce(ctx, "rabbit", e); err != nil {
+				return err
+			}
+
+			return t.listening(ctx)
+		})
 	case killOSD:
 		return t.bounce(ctx, fmt.Sprintf("ceph-osd%d", e.Target%t.osds), e)
 	case killGlance:
@@ -86,6 +94,29 @@ func (t *trouble) service(ctx context.Context, e event) error {
 	}
 
 	return nil
+}
+
+// listening waits until cinder-volume is back on the broker. Its queue is not durable, and cinder-api casts to it without the
+// mandatory flag (oslo.messaging has it for at_least_once alone): what is sent before is lost without a word, and no worker
+// ever hears of it. Stock Cinder loses such requests as well.
+func (t *trouble) listening(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	host := t.lab.Env["LAB_CINDER_HOST"]
+	server, _, _ := strings.Cut(host, "@")
+	queues := []string{"cinder-volume." + host, "cinder-volume." + host + "." + server}
+
+	return lab.Wait(ctx, "cinder-volume to listen again", func() (bool, error) {
+		out, err := t.lab.Rabbit(ctx, "list_queues", "name", "consumers", "--no-table-headers")
+		heard := 0
+		for line := range strings.Lines(out) {
+			if f := strings.Fields(line); len(f) == 2 && slices.Contains(queues, f[0]) && f[1] != "0" {
+				heard++
+			}
+		}
+
+		return heard == len(queues), err
+	})
 }
 
 // bounce takes a daemon away for a while. It comes back also when ctx ends.

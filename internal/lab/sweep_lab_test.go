@@ -31,7 +31,7 @@ func TestKillAtEverySend(t *testing.T) {
 	lanes := 1
 	if thorough() {
 		all = append(all, &sweep{way: "early", control: true}, &sweep{way: "late", control: true}, &sweep{way: "copy", control: true})
-		lanes = 3
+		lanes = 6
 	}
 	t.Run("ways", func(t *testing.T) {
 		for _, s := range all {
