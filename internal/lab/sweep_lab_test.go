@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cinderlift/cinderlift/internal/keystone"
 	"github.com/cinderlift/cinderlift/internal/lab"
 )
 
@@ -25,6 +26,7 @@ import (
 // points always, all with CINDERLIFT_CHAOS=full.
 func TestKillAtEverySend(t *testing.T) {
 	w := within(t, 5*time.Hour)
+	w.makeRoom()
 	d := w.atDesk("volume_manager")
 	conf := oneSender(w)
 	all := []*sweep{{way: "early"}, {way: "late"}, {way: "copy"}}
@@ -50,6 +52,16 @@ func TestKillAtEverySend(t *testing.T) {
 			t.Errorf("%s: no kill arrived", s.name())
 		}
 	}
+}
+
+// makeRoom lets the demo project have as many volumes as there are lanes.
+func (w *world) makeRoom() {
+	w.t.Helper()
+	admin, err := w.As(w.ctx, "admin")
+	w.must(err)
+	w.t.Cleanup(admin.Close)
+	quota := map[string]any{"quota_set": map[string]int{"volumes": 1000, "gigabytes": 10000}}
+	w.must(admin.Do(w.ctx, keystone.Volume, "PUT", "/os-quota-sets/"+w.Project(), quota, nil))
 }
 
 // oneSender is the lab's ceph.conf with one thread for each connection.
@@ -106,19 +118,26 @@ func (s *sweep) lane(t *testing.T, w *world, d *desk, i int) {
 	}
 }
 
-// deal hands out 1, 2, 3, …; without CINDERLIFT_CHAOS=full a few of these.
+// deal hands out 1, 2, 3, …; without CINDERLIFT_CHAOS=full a few of these; with CINDERLIFT_POINTS just those that it lists.
 func (s *sweep) deal(total int) {
 	defer close(s.points)
 	s.total = total
-	if !thorough() {
-		for _, n := range []int{total / 5, total / 2, total * 4 / 5} {
-			s.points <- n
+	points := []int{total / 5, total / 2, total * 4 / 5}
+	if thorough() {
+		points = points[:0]
+		for n := range total {
+			points = append(points, n+1)
 		}
-
-		return
 	}
-	for n := range total {
-		s.points <- n + 1
+	if chosen := strings.Fields(os.Getenv("CINDERLIFT_POINTS")); len(chosen) > 0 {
+		points = points[:0]
+		for _, c := range chosen {
+			n, _ := strconv.Atoi(c) // 0 kills nobody, and that is said
+			points = append(points, n)
+		}
+	}
+	for _, n := range points {
+		s.points <- n
 	}
 }
 
@@ -158,7 +177,7 @@ func (s *sweep) counted(l *lane) (most int) {
 // kill runs a job whose worker dies at the nth message, again when the heir was first, see firing.
 func (s *sweep) kill(t *testing.T, l *lane, n int) {
 	t.Helper()
-	for range 3 {
+	for range 10 {
 		if s.once(l.on(t, 2*time.Minute), n) {
 			return
 		}
@@ -199,14 +218,23 @@ func (s *sweep) once(l *lane, n int) bool {
 	return killed || mine
 }
 
-// settled waits for the end. A kill before the journal has the job leaves the request with the broker: it is taken by
-// the next worker on the topic.
+// settled waits for the end. A kill before the journal has the job leaves the request with the broker, as soon as that has
+// noticed the death: it is taken by the next worker on the topic.
 func (s *sweep) settled(l *lane, image string, victim *lab.Worker) {
 	l.t.Helper()
 	workers := []*lab.Worker{victim, l.heir}
-	if l.desk.waiting(l.world, l.topic()) > 0 {
-		workers = append(workers, l.start("", nil))
-	}
+	l.must(lab.Wait(l.ctx, "somebody to have the job", func() (bool, error) {
+		if len(workers) == 2 && l.desk.waiting(l.world, l.topic()) > 0 {
+			workers = append(workers, l.start("", nil))
+		}
+		for _, p := range workers {
+			if _, closed := when(p, said("job closed", image)); closed {
+				return true, nil
+			}
+		}
+
+		return false, nil
+	}))
 	l.closedBy(image, workers...)
 	l.ended(image, true)
 }
