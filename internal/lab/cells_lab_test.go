@@ -287,9 +287,24 @@ func (w *world) lane(d *desk, name string, v way, percent int) *lane {
 		d.queue(w, l.topic()+".told."+priority)
 	}
 	l.volume, l.want = w.small(percent)
-	l.heir = l.start(v.heir, map[string]string{"CINDERLIFT_TOPIC": l.topic() + ".idle"})
+	l.inherit()
 
 	return l
+}
+
+// inherit starts the heir.
+func (l *lane) inherit() {
+	l.t.Helper()
+	l.heir = l.start(l.way.heir, map[string]string{"CINDERLIFT_TOPIC": l.topic() + ".idle"})
+}
+
+// dump ends a worker so that its log says where each goroutine was.
+func dump(p *lab.Worker) {
+	_ = p.Signal(syscall.SIGQUIT)
+	select {
+	case <-p.Ended():
+	case <-time.After(10 * time.Second):
+	}
 }
 
 func (l *lane) topic() string { return l.name }
@@ -299,6 +314,13 @@ func (l *lane) on(t *testing.T, limit time.Duration) *lane {
 	t.Helper()
 	c := *l
 	c.world = l.of(t, limit)
+	t.Cleanup(func() {
+		if t.Failed() { // what the heir hangs in, and another one for the next cells
+			dump(l.heir)
+			t.Logf("the heir, worker %d, said:\n%s", l.heir.Pid, text(l.heir.Logs()))
+			l.inherit()
+		}
+	})
 
 	return &c
 }
@@ -326,6 +348,9 @@ func (l *lane) start(binary string, more map[string]string) *lab.Worker {
 	l.must(err)
 	l.t.Cleanup(func() {
 		_ = p.Signal(syscall.SIGCONT)
+		if l.t.Failed() {
+			dump(p)
+		}
 		_ = p.Kill() // whether it stops by itself is looked at where that matters
 		if l.t.Failed() {
 			l.t.Logf("worker %d said:\n%s", p.Pid, text(p.Logs()))
