@@ -25,7 +25,7 @@ func TestStill(t *testing.T) {
 				m := &meter{log: slog.New(slog.NewTextHandler(&out, nil)), logged: time.Now()}
 				stop := m.still()
 				for range 10 {
-					time.Sleep(20*time.Second + time.Millisecond)
+					<-time.After(20*time.Second + time.Millisecond)
 					if c.reports {
 						m.report(Amount{Done: 1})
 					}
