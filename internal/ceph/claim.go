@@ -131,7 +131,7 @@ func (cl *Claim) take(ctx context.Context, volumeID string) error {
 	images.recall(e.filled)
 	images.note = cl.note
 	if e.addr != "" && e.addr != cl.k.addr {
-		if err := cl.c.fence(cl.k, e.addr); err != nil {
+		if err := cl.c.fence(cl.k, e.addr); err != nil { //nolint:contextcheck // bounded by itself: giving up early would leave open whether it was fenced
 			return err
 		}
 		if err := barrier(ctx, images.conn); err != nil {

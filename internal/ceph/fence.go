@@ -56,7 +56,7 @@ func (c *Cluster) fence(k *control, addrs string) error {
 		return refuse("fence "+addrs, worker.ReasonInternal, worker.GiveUp, "look into the journal: %w", err)
 	}
 	for _, addr := range list {
-		err := k.blocklist(addr)
+		err := c.blocklist(k, addr)
 		if is(err, eperm, eacces) {
 			return c.outwait(addrs, err)
 		}
@@ -66,6 +66,17 @@ func (c *Cluster) fence(k *control, addrs string) error {
 	}
 
 	return nil
+}
+
+// blocklist is bounded by our own clock: once in hundreds of times the monitors' answer never came, and librados went on
+// waiting for minutes in spite of rados_mon_op_timeout (seen on 16.2.15: nobody adopted that job any more). Sending the
+// command again is harmless.
+func (c *Cluster) blocklist(k *control, addr string) error {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), c.opts.Timeout,
+		refuse("blocklist "+addr, worker.ReasonCephUnavailable, worker.Retry, "the monitors did not answer within %s", c.opts.Timeout))
+	defer cancel()
+
+	return throughErr(ctx, &k.users, func() error { return k.blocklist(addr) })
 }
 
 // blocklist takes only a float for expire: 16.2 answers EINVAL to an integer.
