@@ -70,26 +70,23 @@ func (c *Cluster) fence(k *control, addrs string) error {
 
 // blocklist is bounded by our own clock: once in hundreds of times the monitors' answer never came, and librados went on
 // waiting for minutes in spite of rados_mon_op_timeout (seen on 16.2.15: nobody adopted that job any more). Sending the
-// command again is harmless.
+// command again is harmless. It takes only a float for expire: 16.2 answers EINVAL to an integer.
 func (c *Cluster) blocklist(k *control, addr string) error {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), c.opts.Timeout,
-		refuse("blocklist "+addr, worker.ReasonCephUnavailable, worker.Retry, "the monitors did not answer within %s", c.opts.Timeout))
-	defer cancel()
-
-	return throughErr(ctx, &k.users, func() error { return k.blocklist(addr) })
-}
-
-// blocklist takes only a float for expire: 16.2 answers EINVAL to an integer.
-func (k *control) blocklist(addr string) error {
 	command, err := json.Marshal(map[string]any{
 		"prefix": "osd blocklist", "blocklistop": "add", "addr": addr, "expire": json.RawMessage(fenceTime),
 	})
 	if err != nil {
 		return err
 	}
-	_, _, err = k.conn.MonCommand(command)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), c.opts.Timeout,
+		refuse("blocklist "+addr, worker.ReasonCephUnavailable, worker.Retry, "the monitors did not answer within %s", c.opts.Timeout))
+	defer cancel()
 
-	return err
+	return throughErr(ctx, &k.users, func() error {
+		_, _, err := k.conn.MonCommand(command)
+
+		return err
+	})
 }
 
 // outwait is for keys that may not blocklist: OSDs drop what a silent client holds after a while, and an owner that
