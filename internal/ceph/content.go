@@ -93,7 +93,7 @@ func (c *content) open(src strategies.Ref, snap string) error {
 		info, err = image.Stat()
 	}
 	if err != nil {
-		_ = image.Close() // the first error says more
+		_ = closeImage(ioc, image) // the first error says more
 		ioc.Destroy()
 
 		return err
@@ -226,7 +226,7 @@ func (c *content) close() error {
 	if c.image == nil {
 		return nil
 	}
-	err := c.image.Close()
+	err := closeImage(c.io, c.image)
 	c.io.Destroy()
 	c.image, c.chunk = nil, nil
 	c.im.users.leave()

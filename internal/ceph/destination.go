@@ -280,14 +280,14 @@ func removeImage(ctx context.Context, io *rados.IOContext, name string) error {
 // users lists the addresses of the clients that have the image open, for the operator; none when that can't be found out.
 func users(io *rados.IOContext, name string) []string {
 	var addrs []string
-	_ = with(rbd.OpenImageReadOnly(io, name, rbd.NoSnapshot))(func(image *rbd.Image) error {
+	_ = with(io, func(image *rbd.Image) error {
 		watchers, err := image.ListWatchers()
 		for _, w := range watchers {
 			addrs = append(addrs, w.Addr)
 		}
 
 		return err
-	})
+	})(rbd.OpenImageReadOnly(io, name, rbd.NoSnapshot))
 
 	return addrs
 }

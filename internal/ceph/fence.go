@@ -68,8 +68,8 @@ func (c *Cluster) fence(k *control, addrs string) error {
 	return nil
 }
 
-// blocklist is bounded by our own clock: once in hundreds of times the monitors' answer never came, and librados went on
-// waiting for minutes in spite of rados_mon_op_timeout (seen on 16.2.15: nobody adopted that job any more). Sending the
+// blocklist is bounded by our own clock: rados_mon_op_timeout ends nothing when the threads that run librados's timers are
+// stuck, as they were until closeImage came back from every open first (nobody adopted that job any more). Sending the
 // command again is harmless. It takes only a float for expire: 16.2 answers EINVAL to an integer.
 func (c *Cluster) blocklist(k *control, addr string) error {
 	command, err := json.Marshal(map[string]any{

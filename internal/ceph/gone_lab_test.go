@@ -26,7 +26,7 @@ func glanceDelete(t testing.TB, im *Images, at strategies.Ref) error {
 	t.Helper()
 
 	return im.pool(at.Pool, func(io *rados.IOContext) error {
-		err := with(rbd.OpenImage(io, at.Image, rbd.NoSnapshot))(func(image *rbd.Image) error {
+		err := with(io, func(image *rbd.Image) error {
 			s := image.GetSnapshot(strategies.GlanceSnapshot)
 			if err := s.Unprotect(); err != nil && !is(err, einval) {
 				return fmt.Errorf("unprotect: %w", err)
@@ -36,7 +36,7 @@ func glanceDelete(t testing.TB, im *Images, at strategies.Ref) error {
 			}
 
 			return nil
-		})
+		})(rbd.OpenImage(io, at.Image, rbd.NoSnapshot))
 		if err != nil {
 			return err
 		}

@@ -190,25 +190,26 @@ func (im *Images) pool(name string, fn func(*rados.IOContext) error) error {
 // while another is at work aborted inside librbd 16.
 func (im *Images) image(at strategies.Ref, fn func(*rbd.Image) error) error {
 	return im.pool(at.Pool, func(io *rados.IOContext) error {
-		return with(rbd.OpenImage(io, at.Image, rbd.NoSnapshot))(fn)
+		return with(io, fn)(rbd.OpenImage(io, at.Image, rbd.NoSnapshot))
 	})
 }
 
 // reading opens an image, or its snapshot, read-only for as long as fn runs.
 func (im *Images) reading(at strategies.Ref, snap string, fn func(*rbd.Image) error) error {
 	return im.pool(at.Pool, func(io *rados.IOContext) error {
-		return with(rbd.OpenImageReadOnly(io, at.Image, snap))(fn)
+		return with(io, fn)(rbd.OpenImageReadOnly(io, at.Image, snap))
 	})
 }
 
-// with closes the image after fn. An error of the close counts: what was written may not be there.
-func with(image *rbd.Image, err error) func(func(*rbd.Image) error) error {
-	return func(fn func(*rbd.Image) error) error {
+// with closes the image, which was opened with io, after fn. An error of the close counts: what was written may not be
+// there.
+func with(io *rados.IOContext, fn func(*rbd.Image) error) func(*rbd.Image, error) error {
+	return func(image *rbd.Image, err error) error {
 		if err != nil {
 			return err
 		}
-		err := fn(image)
-		if closed := image.Close(); err == nil && closed != nil {
+		err = fn(image)
+		if closed := closeImage(io, image); err == nil && closed != nil {
 			return fmt.Errorf("close the image: %w", closed)
 		}
 

@@ -133,13 +133,13 @@ func (im *Images) place(at place, fn func(*rbd.Image) error) error {
 	return im.pool(at.pool, func(io *rados.IOContext) error {
 		io.SetNamespace(at.namespace)
 
-		return with(rbd.OpenImageByIdReadOnly(io, at.id, rbd.NoSnapshot))(func(image *rbd.Image) error {
+		return with(io, func(image *rbd.Image) error {
 			if err := image.SetSnapByID(at.snap); err != nil {
 				return err
 			}
 
 			return fn(image)
-		})
+		})(rbd.OpenImageByIdReadOnly(io, at.id, rbd.NoSnapshot))
 	})
 }
 

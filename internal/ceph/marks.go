@@ -84,11 +84,11 @@ func identity(image string, snap uint64) string { return fmt.Sprintf("%s@%d", im
 // look finds out what there is under the name of Dst.
 func (im *Images) look(io *rados.IOContext, m strategies.Make) (view, error) {
 	var v view
-	err := with(rbd.OpenImageReadOnly(io, m.Dst.Image, rbd.NoSnapshot))(func(image *rbd.Image) (err error) {
+	err := with(io, func(image *rbd.Image) (err error) {
 		v, err = im.examine(image, m)
 
 		return err
-	})
+	})(rbd.OpenImageReadOnly(io, m.Dst.Image, rbd.NoSnapshot))
 	if is(err, enoent) {
 		there, err := listed(io, m.Dst.Image)
 		if there {

@@ -260,7 +260,7 @@ func (im *Images) tracesOf(
 // snapshotsOf lists the snapshots of ours on an image, which is opened by its id: it may be in the trash.
 func snapshotsOf(io *rados.IOContext, pool string, e item) ([]strategies.Trace, error) {
 	var list []strategies.Trace
-	err := with(rbd.OpenImageByIdReadOnly(io, e.id, rbd.NoSnapshot))(func(image *rbd.Image) error {
+	err := with(io, func(image *rbd.Image) error {
 		snaps, err := image.GetSnapshotNames()
 		if err != nil {
 			return fmt.Errorf("list the snapshots: %w", err)
@@ -277,7 +277,7 @@ func snapshotsOf(io *rados.IOContext, pool string, e item) ([]strategies.Trace, 
 		}
 
 		return nil
-	})
+	})(rbd.OpenImageByIdReadOnly(io, e.id, rbd.NoSnapshot))
 	if is(err, enoent) {
 		return nil, nil // removed meanwhile
 	}
@@ -398,9 +398,9 @@ func (im *Images) lookAtImage(io *rados.IOContext, t strategies.Trace) (strategi
 
 		return t, true, err
 	}
-	err = with(rbd.OpenImageReadOnly(io, t.At.Image, rbd.NoSnapshot))(func(image *rbd.Image) error {
+	err = with(io, func(image *rbd.Image) error {
 		return describe(image, &t)
-	})
+	})(rbd.OpenImageReadOnly(io, t.At.Image, rbd.NoSnapshot))
 	if is(err, enoent) {
 		return t, false, nil // it goes right now
 	}
@@ -413,7 +413,7 @@ func byID(io *rados.IOContext, id string, fn func(*rbd.Image) error) error {
 	if id == "" {
 		return nil
 	}
-	err := with(rbd.OpenImageByIdReadOnly(io, id, rbd.NoSnapshot))(fn)
+	err := with(io, fn)(rbd.OpenImageByIdReadOnly(io, id, rbd.NoSnapshot))
 	if is(err, enoent) {
 		return nil
 	}

@@ -1,9 +1,11 @@
-// The two operations that go-ceph does not have: copy_from exists only in librados's C++ interface, and rebuilding an
-// object map is not bound.
+// What go-ceph does not have: copy_from exists only in librados's C++ interface, rebuilding an object map is not bound, and
+// go-ceph has no asynchronous calls to wait for.
 #include "shim.h"
 
 #include <cerrno>
 #include <cstdint>
+#include <future>
+#include <memory>
 #include <new>
 
 #include <rados/librados.hpp>
@@ -22,6 +24,35 @@ int copy_object(rados_ioctx_t to, const char *dst, rados_ioctx_t from, const cha
   return dst_io.operate(dst, &op);
 }
 
+using turn = std::shared_ptr<std::promise<void>>;
+
+void called(rados_completion_t, void *arg)
+{
+  std::unique_ptr<turn> mine(static_cast<turn *>(arg));  // the one who waits has another, and may be gone before we are
+  (*mine)->set_value();
+}
+
+// A flush of nothing has its callback called in line with all others, without a message to an OSD (librados/RadosClient.h
+// finish_strand).
+int return_of_callbacks(rados_ioctx_t io)
+{
+  turn ours = std::make_shared<std::promise<void>>();
+  auto theirs = std::make_unique<turn>(ours);
+  rados_completion_t completion;
+  int r = rados_aio_create_completion2(theirs.get(), called, &completion);
+  if (r < 0) {
+    return r;
+  }
+  r = rados_aio_flush_async(io, completion);
+  rados_aio_release(completion);
+  if (r < 0) {
+    return r;
+  }
+  theirs.release();
+  ours->get_future().wait();
+  return 0;
+}
+
 int no_progress(uint64_t, uint64_t, void *) { return 0; }
 
 }  // namespace
@@ -37,6 +68,15 @@ extern "C" int cl_copy_object(rados_ioctx_t to, const char *dst, rados_ioctx_t f
   }
 }
 
+extern "C" int cl_return(rados_ioctx_t io)
+{
+  try {
+    return return_of_callbacks(io);
+  } catch (...) {
+    return -ENOMEM;
+  }
+}
+
 extern "C" int cl_rebuild_object_map(rados_ioctx_t io, const char *name, const char *snap)
 {
   rbd_image_t image;
@@ -45,6 +85,7 @@ extern "C" int cl_rebuild_object_map(rados_ioctx_t io, const char *name, const c
     return r;
   }
   r = rbd_rebuild_object_map(image, no_progress, nullptr);
+  int returned = cl_return(io);  // see closeImage
   int closed = rbd_close(image);
-  return r < 0 ? r : closed;
+  return r < 0 ? r : closed < 0 ? closed : returned;
 }

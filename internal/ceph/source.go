@@ -145,9 +145,9 @@ func (im *Images) Release(ctx context.Context, src strategies.Ref, snap string) 
 
 	return im.do(ctx, op, src, func(ctx context.Context) error {
 		return im.pool(src.Pool, func(io *rados.IOContext) error {
-			err := with(rbd.OpenImage(io, src.Image, rbd.NoSnapshot))(func(image *rbd.Image) error {
+			err := with(io, func(image *rbd.Image) error {
 				return release(op, image, snap)
-			})
+			})(rbd.OpenImage(io, src.Image, rbd.NoSnapshot))
 			if err != nil && !is(err, enoent) || ctx.Err() != nil {
 				return err
 			}
@@ -166,9 +166,9 @@ func releaseInTrash(op string, io *rados.IOContext, name, snap string) error {
 		if t.Name != name {
 			continue
 		}
-		err := with(rbd.OpenImageById(io, t.Id, rbd.NoSnapshot))(func(image *rbd.Image) error {
+		err := with(io, func(image *rbd.Image) error {
 			return release(op, image, snap)
-		})
+		})(rbd.OpenImageById(io, t.Id, rbd.NoSnapshot))
 		if err != nil && !is(err, enoent) {
 			return fmt.Errorf("in the trash, id %s: %w", t.Id, err)
 		}

@@ -238,14 +238,14 @@ func TestReleaseInTheTrash(t *testing.T) {
 	must(t, im.pool(m.Src.Pool, func(io *rados.IOContext) error { return rbd.GetImage(io, m.Src.Image).Trash(0) }))
 	must(t, im.Release(t.Context(), m.Src, m.Snapshot))
 	must(t, im.pool(m.Src.Pool, func(io *rados.IOContext) error {
-		must(t, with(rbd.OpenImageByIdReadOnly(io, id, rbd.NoSnapshot))(func(image *rbd.Image) error {
+		must(t, with(io, func(image *rbd.Image) error {
 			snaps, err := image.GetSnapshotNames()
 			if len(snaps) != 0 {
 				t.Errorf("snapshots left in the trash: %v", snaps)
 			}
 
 			return err
-		}))
+		})(rbd.OpenImageByIdReadOnly(io, id, rbd.NoSnapshot)))
 
 		return rbd.TrashRemove(io, id, true)
 	}))
