@@ -11,7 +11,7 @@ CEPH_MAJOR := $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cu
 CEPH_RELEASE := $(patsubst 16,pacific,$(patsubst 17,quincy,$(patsubst 18,reef,$(patsubst 19,squid,$(CEPH_MAJOR)))))
 TAGS := $(CEPH_RELEASE),ceph_preview
 # Everything that needs no librbd.
-PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/reap/... ./internal/lab/... ./internal/arrows/...
+PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/reap/... ./internal/lab/... ./internal/arrows/... ./deployments/...
 # The race detector needs a C compiler; without one Go turns cgo off by itself.
 RACE = $(if $(filter 1,$(shell $(GO) env CGO_ENABLED)),-race)
 GENERATIONS ?= bookworm trixie
@@ -88,8 +88,13 @@ vuln: ## known vulnerabilities in what is linked in (needs the vulnerability dat
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 -tags $(TAGS) ./...
 
 .PHONY: bench
-bench: build ## stock Cinder and cinderlift in one go, with the ratio
-	@deployments/bench
+bench: build ## stock Cinder, Ceph's tools and cinderlift side by side; BENCH_SIZES, BENCH_RUNS, … (build/bench -h)
+	@$(MAKE) --no-print-directory bench-binary
+	@BENCH_PLOTS=$(or $(BENCH_PLOTS),$(BUILD)/plots) deployments/bench/run $(or $(GENERATION),bookworm)
+
+.PHONY: bench-binary
+bench-binary:
+	$(GO) build -o $(BUILD)/bench ./deployments/bench
 
 .PHONY: demo
 demo: ## see it work: stock Cinder and cinderlift on a real OpenStack (GENERATION=bookworm or trixie)

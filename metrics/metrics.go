@@ -48,6 +48,7 @@ type Recorder struct {
 	orphansFound   *prometheus.CounterVec
 	orphansRemoved *prometheus.CounterVec
 	reaps          *prometheus.CounterVec
+	engines        *prometheus.CounterVec
 }
 
 var _ worker.Recorder = (*Recorder)(nil)
@@ -59,6 +60,7 @@ type Options struct {
 	Pauses     []string            // names under which taking work is paused
 	Orphans    []string            // kinds of what jobs leave behind
 	Reaps      []string            // results of looking for it
+	Engines    map[string][]string // engines that bring an image's data, with the reasons for each
 	Version    string
 }
 
@@ -120,6 +122,9 @@ func build(reg *prometheus.Registry) *Recorder {
 			"What jobs left behind and no open job owns, by kind; what stays is counted again by each look.", "kind"),
 		orphansRemoved: counter("orphans_removed_total",
 			"What jobs left behind and was removed, by kind.", "kind"),
+		engines: counter("copies_total",
+			"Copies of an image's data inside Ceph, by engine (osd: the OSDs among themselves; worker, librbd: through this "+
+				"worker) and why not by the OSDs.", "engine", "reason"),
 		reaps: counter("reaps_total",
 			"Looks for what jobs left behind, by this worker; there is one for all workers at a time.", "result"),
 	}
@@ -139,6 +144,11 @@ func (m *Recorder) atZero(o Options) {
 	}
 	for _, result := range o.Reaps {
 		m.reaps.WithLabelValues(result)
+	}
+	for engine, reasons := range o.Engines {
+		for _, reason := range reasons {
+			m.engines.WithLabelValues(engine, reason)
+		}
 	}
 	for _, s := range []string{Glance, Cinder, Keystone, Ceph, Bus} {
 		m.errors.WithLabelValues(s)
@@ -200,6 +210,20 @@ func (m *Recorder) JobReleased() { m.running.Dec() }
 
 // JobPutAside implements worker.Recorder.
 func (m *Recorder) JobPutAside() { m.aside.Inc() }
+
+// Engine counts a copy of an image's data by the engine that does it, and why not by the best one.
+func (m *Recorder) Engine(engine, reason string) { m.engines.WithLabelValues(engine, reason).Inc() }
+
+// Moving makes two series of what f answers: how many jobs move data, and how many wait until they may. Call it once.
+func (m *Recorder) Moving(f func() (now, waiting int)) {
+	gauge := func(name, help string, value func() int) {
+		promauto.With(m.registry).NewGaugeFunc(prometheus.GaugeOpts{Name: "cinderlift_" + name, Help: help},
+			func() float64 { return float64(value()) })
+	}
+	gauge("jobs_moving_data", "Jobs of this worker that copy, flatten or upload now.", func() int { now, _ := f(); return now })
+	gauge("jobs_waiting_to_move_data", "Jobs of this worker that wait until others have moved their data.",
+		func() int { _, waiting := f(); return waiting })
+}
 
 // StepEnded implements worker.Recorder.
 func (m *Recorder) StepEnded(strategy, step string, took time.Duration, err error) {

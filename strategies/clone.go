@@ -22,7 +22,7 @@ func (c *CloneFlatten) Plan(ctx context.Context, t worker.Task) (worker.Plan, er
 		return worker.Plan{}, err
 	}
 	mk := p.make(t.Job.ImageID)
-	steps := []worker.Step{c.Deps.snapshot(mk), c.protect(mk), c.clone(mk), c.Deps.seal(mk)}
+	steps := []worker.Step{c.snapshot(mk), c.protect(mk), c.clone(mk), c.Deps.seal(mk)}
 	if c.early(p) {
 		steps = append(steps, c.registerEarly(mk, p), c.flatten(mk))
 	} else {
@@ -42,6 +42,19 @@ func (c *CloneFlatten) early(p placement) bool {
 	default:
 		return !c.Deps.Memory.refused(p)
 	}
+}
+
+// snapshot lets the image's side begin with what takes as long as the volume's snapshot.
+func (c *CloneFlatten) snapshot(mk Make) worker.Step {
+	step := c.Deps.snapshot(mk)
+	do := step.Do
+	step.Do = func(ctx context.Context, p worker.Progress) error {
+		c.Deps.Destination.Prepare(mk)
+
+		return do(ctx, p)
+	}
+
+	return step
 }
 
 // protect comes before the clone: a clone of format 1, which every cluster has, needs it.
@@ -86,6 +99,7 @@ func (c *CloneFlatten) registerEarly(mk Make, p placement) worker.Step {
 func (c *CloneFlatten) flatten(mk Make) worker.Step {
 	return worker.Step{
 		Name: StepFlatten,
+		Data: true,
 		Do: func(ctx context.Context, p worker.Progress) error {
 			err := c.Deps.Destination.Flatten(ctx, mk, p)
 			if err == nil || !c.deleted(ctx, mk) {

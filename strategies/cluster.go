@@ -70,6 +70,10 @@ type Make struct {
 // next try makes another snapshot with the same name, and an image must not be made of two points in time. A Dst of
 // another snapshot is outdated. While Src@Snapshot can't be found, nothing is.
 type Destination interface {
+	// Prepare says that Clone and Seal of m will follow soon, so that what takes long and does not depend on Src may begin.
+	// It returns at once, changes nothing that anybody can see, and need not be called.
+	Prepare(m Make)
+
 	// Clone makes Dst a marked clone of Src@Snapshot with the features layering, exclusive-lock and deep-flatten and
 	// nothing else, and without the source's conf_* metadata. What is half-made or outdated is replaced, even when it
 	// is sealed: the caller knows that Glance does not use it.

@@ -52,6 +52,7 @@ func (e *ExportUpload) place(ctx context.Context, t worker.Task) (placement, err
 func (e *ExportUpload) upload(mk Make, p placement) worker.Step {
 	return worker.Step{
 		Name: StepUpload,
+		Data: true,
 		Do:   func(ctx context.Context, pr worker.Progress) error { return e.send(ctx, mk, p, pr) },
 		Undo: func(ctx context.Context) error { return e.uploaded(ctx, mk, p) },
 	}

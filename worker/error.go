@@ -34,6 +34,7 @@ const (
 	ReasonMismatch          Reason = "mismatch"           // what was made is not what was to be made: size, checksum, objects
 	ReasonLeaseLost         Reason = "lease-lost"         // another worker may own the job by now
 	ReasonStopping          Reason = "stopping"           // this worker is being stopped
+	ReasonStalled           Reason = "stalled"            // a step hung, and goes on over another connection
 	ReasonAttempts          Reason = "attempts"           // tried too often, or kills every worker that tries
 	ReasonInternal          Reason = "internal"           // a bug of ours
 )
@@ -44,8 +45,8 @@ func Reasons() []Reason {
 		ReasonNone, ReasonBadRequest, ReasonConflict, ReasonVolumeMissing, ReasonVolumeState, ReasonImageMissing,
 		ReasonImageState, ReasonNotOwner, ReasonNotApplicable, ReasonCephUnavailable, ReasonCephRefused, ReasonPoolFull,
 		ReasonGlanceUnavailable, ReasonGlanceRefused, ReasonGlanceUnreadable, ReasonGlanceFull, ReasonCinderUnavailable,
-		ReasonCinderRefused, ReasonBusUnavailable, ReasonMismatch, ReasonLeaseLost, ReasonStopping, ReasonAttempts,
-		ReasonInternal,
+		ReasonCinderRefused, ReasonBusUnavailable, ReasonMismatch, ReasonLeaseLost, ReasonStopping, ReasonStalled,
+		ReasonAttempts, ReasonInternal,
 	}
 }
 

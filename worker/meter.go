@@ -18,6 +18,7 @@ type meter struct {
 	mu     sync.Mutex
 	last   Amount
 	logged time.Time
+	went   time.Time // when it went on for the last time
 }
 
 const (
@@ -26,8 +27,8 @@ const (
 )
 
 // still says now and then that the step runs, such as one that waits for Glance: whoever looks at a job that seems to
-// hang finds out where. Call stop at its end.
-func (m *meter) still() (stop func()) {
+// hang finds out where. When nothing has moved for longer than most, it calls stalled. Call stop at its end.
+func (m *meter) still(most time.Duration, stalled func()) (stop func()) {
 	begin, end, ended := time.Now(), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -38,7 +39,9 @@ func (m *meter) still() (stop func()) {
 			case <-end:
 				return
 			case <-tick.C:
-				m.waits(time.Since(begin))
+				if m.waits(time.Since(begin)) > most {
+					stalled()
+				}
 			}
 		}
 	}()
@@ -46,18 +49,24 @@ func (m *meter) still() (stop func()) {
 	return func() { close(end); <-ended }
 }
 
-func (m *meter) waits(since time.Duration) {
+// waits answers how long nothing has moved.
+func (m *meter) waits(since time.Duration) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if time.Since(m.logged) >= stillEvery {
 		m.log.Info("step waits", "strategy", m.strategy, "step", m.step, "seconds", since.Seconds())
 	}
+
+	return time.Since(m.went)
 }
 
 func (m *meter) report(a Amount) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	cluster, worker := a.Cluster-m.last.Cluster, a.Worker-m.last.Worker
+	if a != m.last {
+		m.went = time.Now()
+	}
 	m.last = a
 	if a.Cluster > 0 {
 		m.once.Do(func() { close(m.moved) })

@@ -22,15 +22,19 @@ func TestStill(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var out bytes.Buffer
-				m := &meter{log: slog.New(slog.NewTextHandler(&out, nil)), logged: time.Now()}
-				stop := m.still()
-				for range 10 {
+				m := &meter{log: slog.New(slog.NewTextHandler(&out, nil)), logged: time.Now(), went: time.Now()}
+				stalls := 0
+				stop := m.still(150*time.Second, func() { stalls++ })
+				for n := range 10 {
 					<-time.After(20*time.Second + time.Millisecond)
 					if c.reports {
-						m.report(Amount{Done: 1})
+						m.report(Amount{Done: int64(n)})
 					}
 				}
 				stop()
+				if (stalls > 0) == c.reports {
+					t.Errorf("stalled %d times", stalls)
+				}
 				if waits := strings.Count(out.String(), "step waits"); waits != c.waits {
 					t.Errorf("said %d times that it waits, want %d", waits, c.waits)
 				}

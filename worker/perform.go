@@ -223,7 +223,7 @@ func (j *run) steps(ctx context.Context, plan Plan) error {
 		if contains(j.rec.Left, s.Name) {
 			return passedOver(s.Name) // what comes after it may wait for it in vain
 		}
-		if err := j.step(ctx, plan, s); err != nil {
+		if err := j.inLane(ctx, plan, s, func() error { return j.step(ctx, plan, s) }); err != nil {
 			return err
 		}
 		j.rec.Steps = append(j.rec.Steps, s.Name)
@@ -284,14 +284,23 @@ func insist(err error) error {
 	return &Error{Op: "after the commit point", Reason: ReasonOf(err), Advice: Retry, Err: err}
 }
 
+var errStalled = errors.New("nothing moved for too long")
+
 // call runs a step once, measured, logged and safe from its panics.
 func (j *run) call(ctx context.Context, strategy string, s Step) error {
 	start := time.Now()
 	m := j.meter(strategy, s.Name)
-	defer m.still()()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer m.still(j.conf.Stall, func() { cancel(errStalled) })()
 	err := j.moving(ctx, s.Name, m.moved, func() error {
 		return j.safely("step "+s.Name, func() error { return s.Do(ctx, m.report) })
 	})
+	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
+		// Not tried again over the same connection. Releasing the lease cuts off what hangs; whoever comes next has another.
+		// The note of what is being done stays in the journal, so a job that stalls again and again is put aside.
+		err = &Error{Op: "step " + s.Name, Reason: ReasonStalled, Advice: StandBy, Err: fmt.Errorf("%w: %w", errStalled, err)}
+	}
 	took := time.Since(start)
 	j.Recorder.StepEnded(strategy, s.Name, took, err)
 	if err == nil {
@@ -316,7 +325,7 @@ func (j *run) safely(op string, f func() error) (err error) {
 
 // meter turns a step's running totals into increments for the metrics, and a line in the log now and then.
 func (j *run) meter(strategy, step string) *meter {
-	return &meter{strategy: strategy, step: step, recorder: j.Recorder, log: j.log, logged: time.Now(), moved: make(chan struct{})}
+	return &meter{strategy: strategy, step: step, recorder: j.Recorder, log: j.log, logged: time.Now(), went: time.Now(), moved: make(chan struct{})}
 }
 
 // patiently calls f until it succeeds, ctx ends, its error says that trying again does not help, or patience is over.

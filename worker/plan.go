@@ -26,6 +26,9 @@ type Step struct {
 	// after ctx is done. It does not retry and does not log; it returns an *Error, or a *Replan.
 	Do func(ctx context.Context, p Progress) error
 
+	// Data: Do moves the image's data. Few jobs of a worker do that at a time, see Config.Data.
+	Data bool
+
 	// Undo removes what Do made, wholly or in part, and nothing else. It is idempotent. Nil: nothing to undo. The commit
 	// step's is asked before all others: ErrCommitted sends the job forward, any other error leaves everything as it is.
 	Undo func(ctx context.Context) error

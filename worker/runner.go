@@ -7,15 +7,18 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // Config are the runner's numbers. The zero value means the defaults.
 type Config struct {
-	Slots     int           // jobs at a time; default 4. Adoption has as many again in reserve.
+	Slots     int           // jobs at a time; default 64. Adoption has as many again in reserve.
+	Data      int           // of these, how many move data at a time; default 4
 	Lease     LeaseTimes    // must agree with the journal's
 	Scan      time.Duration // between two looks for jobs to adopt, ±25 %; default 10 s, at most 3/4 of Lease.Every
 	Look      time.Duration // between two looks at a running job's volume and image; default 15 s
+	Stall     time.Duration // how long a step may move nothing before it is begun anew over another connection; default 30 min
 	SoftStop  time.Duration // how long running jobs may go on after Run's context ended; default 2 s
 	Aside     time.Duration // how long a job that killed Backoff.Claims workers is put aside before it is ended; default 1 h, negative: 0
 	Backoff   Backoff       // of steps, facts and settling
@@ -30,10 +33,14 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	if c.Slots == 0 {
-		c.Slots = 4
+		c.Slots = 64
+	}
+	if c.Data == 0 {
+		c.Data = 4
 	}
 	fill(&c.Scan, 10*time.Second)
 	fill(&c.Look, 15*time.Second)
+	fill(&c.Stall, 30*time.Minute) // longer than glance.Options.Patience, for which an upload may wait
 	fill(&c.SoftStop, 2*time.Second)
 	fill(&c.Aside, time.Hour)
 	fill(&c.Retention, 7*24*time.Hour)
@@ -72,6 +79,7 @@ type Runner struct {
 	press   *pressure
 	jobs    sync.WaitGroup
 	slots   chan struct{} // a token for every job taken from Source or adopted
+	data    atomic.Pointer[lane]
 	reserve chan struct{} // as many again, for adoption alone: new work must not keep a dead worker's waiting
 	hinted  chan struct{} // a scan is asked for
 
@@ -87,6 +95,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.conf = r.Config.withDefaults()
 	r.slots = make(chan struct{}, r.conf.Slots)
 	r.reserve = make(chan struct{}, r.conf.Slots)
+	r.data.Store(&lane{places: make(chan struct{}, r.conf.Data)})
 	r.hinted = make(chan struct{}, 1)
 	r.mine, r.closed, r.seen = map[string]bool{}, map[string]time.Time{}, map[string]sighting{}
 	if r.Gate == nil {

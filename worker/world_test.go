@@ -74,6 +74,7 @@ func newWorld(t tb) *world {
 		t: t, store: workertest.NewStore(ttl), queue: make(chan *message, 1000),
 		conf: worker.Config{
 			Lease:   worker.LeaseTimes{TTL: ttl},
+			Stall:   100 * time.Hour, // steps of tests take long without a word
 			Backoff: worker.Backoff{First: 100 * time.Millisecond, Max: time.Second, Patience: time.Minute, Claims: 3},
 		},
 		strategies: func(p *proc) []worker.Strategy { return []worker.Strategy{p.toy()} },

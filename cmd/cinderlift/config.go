@@ -68,7 +68,15 @@ type config struct {
 	VolumeNames string            `split_words:"true" default:"volume-%s" desc:"volume_name_template of Cinder"`
 	ImageStore  string            `split_words:"true" desc:"Glance store for volumes whose type names none; empty: Glance's default"`
 
-	Slots     int           `default:"4" desc:"jobs at a time; as many again may be taken over from workers that died"`
+	Slots     int `default:"64" desc:"jobs at a time; as many again may be taken over from workers that died"`
+	DataSlots int `split_words:"true" default:"4" desc:"of these, how many move data at a time (copy, flatten, upload); the others make images usable meanwhile, or wait"`
+
+	CopyObjects    int      `split_words:"true" default:"16" desc:"objects copied inside Ceph at a time by this worker"`
+	CopyJobObjects int      `split_words:"true" default:"8" desc:"objects copied inside Ceph at a time by one job"`
+	CopyRate       byteRate `split_words:"true" desc:"bytes per second copied by this worker, such as 400MiB; empty: as fast as Ceph is"`
+	CopyJobRate    byteRate `split_words:"true" desc:"bytes per second copied by one job; empty: as fast as Ceph is"`
+	LimitsFile     string   `split_words:"true" desc:"file of lines NAME=VALUE that override the four CINDERLIFT_COPY_ settings; read at the start and at each SIGHUP"`
+
 	LeaseTTL  time.Duration `split_words:"true" default:"30s" desc:"lease of a job; the same for the whole pool of workers"`
 	ScanEvery time.Duration `split_words:"true" default:"10s" desc:"how often to look for jobs of dead workers"`
 	Look      time.Duration `default:"15s" desc:"how often to look whether the volume and the image of a running job are still as they were"`
@@ -164,7 +172,9 @@ func (c *config) complete(o *openstack) error {
 		c.Name = fmt.Sprintf("%s.%d", host, os.Getpid())
 	}
 
-	return errors.Join(c.choices(), c.numbers(), o.check())
+	_, limits := c.limits()
+
+	return errors.Join(c.choices(), c.numbers(), limits, o.check())
 }
 
 // fromFile fills s from a file, for secrets that must not be in the environment.
@@ -218,6 +228,9 @@ func oneOf(name, value string, valid ...string) error {
 }
 
 func (c *config) numbers() error {
+	if c.DataSlots < 1 || c.DataSlots > 1000 {
+		return fmt.Errorf("CINDERLIFT_DATA_SLOTS: %d is not between 1 and 1000", c.DataSlots)
+	}
 	if c.Slots < 1 || c.Slots > 1000 {
 		return fmt.Errorf("CINDERLIFT_SLOTS: %d is not between 1 and 1000", c.Slots)
 	}

@@ -57,7 +57,7 @@ const probeEvery = 5 * time.Second
 func assemble(ctx context.Context, c config, o openstack, log *slog.Logger) (_ *parts, err error) {
 	kinds, results := orphans()
 	p := &parts{config: c, log: log, metrics: metrics.New(metrics.Options{
-		Version: version(), Strategies: strategies.All(), Steps: steps(), Pauses: pauses(), Orphans: kinds, Reaps: results})}
+		Version: version(), Strategies: strategies.All(), Steps: steps(), Pauses: pauses(), Orphans: kinds, Reaps: results, Engines: ceph.Engines()})}
 	p.gate = &worker.Gate{Changed: p.paused}
 	defer func() {
 		if err != nil {
@@ -74,8 +74,12 @@ func assemble(ctx context.Context, c config, o openstack, log *slog.Logger) (_ *
 	if p.cinder, err = cinder.NewREST(p.session, cinder.RESTOptions{NameTemplate: c.VolumeNames}); err != nil {
 		return nil, err
 	}
+	limits, err := c.limits()
+	if err != nil {
+		return nil, errConfig{err}
+	}
 	p.cluster, err = ceph.Open(ctx, ceph.Options{ConfFile: c.CephConf, User: c.CephUser, JournalPool: c.journalPool(),
-		Namespace: c.JournalNamespace, Owner: c.Name, LeaseTTL: c.LeaseTTL, Logger: log})
+		Namespace: c.JournalNamespace, Owner: c.Name, LeaseTTL: c.LeaseTTL, Limits: limits, Engine: p.metrics.Engine, Logger: log})
 
 	return p, err
 }
@@ -234,7 +238,7 @@ func (p *parts) runner() *worker.Runner {
 		Recorder: p.metrics,
 		Logger:   p.log,
 		Gate:     p.gate,
-		Config: worker.Config{Slots: c.Slots, Lease: worker.LeaseTimes{TTL: c.LeaseTTL}, Scan: c.ScanEvery, Look: c.Look,
+		Config: worker.Config{Slots: c.Slots, Data: c.DataSlots, Lease: worker.LeaseTimes{TTL: c.LeaseTTL}, Scan: c.ScanEvery, Look: c.Look,
 			SoftStop: c.SoftStop, Aside: zeroIs(c.Aside, -1), Retention: c.Retention,
 			Backoff: worker.Backoff{Patience: c.Patience, Claims: c.Deaths}},
 	}
@@ -263,6 +267,8 @@ func traced(ctx context.Context, j worker.Job) context.Context {
 // jobs that end while stopping still have to be told. inject wraps the runner, see faults.
 func serve(ctx context.Context, c config, o openstack, inject func(*worker.Runner) *worker.Runner, stderr io.Writer) error {
 	log := newLogger(c, stderr)
+	signals, deaf := hangUps()
+	defer deaf()
 	p, err := assemble(ctx, c, o, log)
 	if err != nil {
 		return err
@@ -285,8 +291,10 @@ func serve(ctx context.Context, c config, o openstack, inject func(*worker.Runne
 	w.Go(func() { probe(background, p.gate, probeEvery, gateBus, p.busReady) })
 	w.Go(func() { probe(background, p.gate, probeEvery, gateCeph, p.cephReady) })
 	w.Go(func() { p.keepReaping(ctx) })
-	log.Info("worker started", "version", version(), "slots", c.Slots)
+	w.Go(func() { c.reload(background, signals, p.cluster.Limit, log) })
+	log.Info("worker started", "version", version(), "slots", c.Slots, "data_slots", c.DataSlots)
 	r := p.runner()
+	p.metrics.Moving(r.Moving)
 	r.Hurry = hurried(ctx, log)
 	err = inject(r).Run(ctx)
 	drained.Store(true)

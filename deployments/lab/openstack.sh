@@ -219,6 +219,8 @@ volume_driver = cinder.volume.drivers.rbd.RBDDriver
 volume_backend_name = rbd
 rbd_cluster_name = ceph
 rbd_pool = volumes
+# Volumes are thin and the disk is small: benchmarks make a hundred of 100 GiB.
+max_over_subscription_ratio = 10000
 rbd_user = cinder
 rbd_ceph_conf = $CEPH_CONF
 rbd_flatten_volume_from_snapshot = false

@@ -34,6 +34,7 @@ func arrows() map[string][]string {
 		"deployments/demo":               {"internal/lab"},
 		"deployments/audit":              {"internal/lab"},
 		"deployments/chaos":              {"internal/keystone", "internal/lab", "internal/oslo"},
+		"deployments/bench":              {"internal/keystone", "internal/lab"},
 		"glance/glancetest":              {},
 		"internal/keystone/keystonetest": {"internal/keystone"},
 		"internal/cinder/cindertest":     {},

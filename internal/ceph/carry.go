@@ -19,7 +19,13 @@ const readers = 4
 // delete would fail because of us, after Glance has removed the snapshot.
 func (im *Images) carry(ctx context.Context, f *filling) error {
 	return im.place(f.src, func(src *rbd.Image) error {
-		return each(ctx, readers, sorted(f.left), func(n uint64) error { return f.carryOne(src, n) })
+		return each(ctx, readers, sorted(f.left), func(n uint64) error {
+			if err := f.admit.pace(ctx, f.bytes(n)); err != nil {
+				return err
+			}
+
+			return f.carryOne(src, n)
+		})
 	})
 }
 

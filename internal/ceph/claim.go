@@ -139,7 +139,10 @@ func (cl *Claim) take(ctx context.Context, volumeID string) error {
 		}
 	}
 
-	return cl.enter(e.record)
+	before := history(e.fenced, e.addr)
+	images.fenced = fencedBefore(before)
+
+	return cl.enter(e.record, before)
 }
 
 // assertion is cls_lock_assert_op (cls/lock/cls_lock_ops.h): version 1, compatible with 1, length, and then name, type,
@@ -170,12 +173,12 @@ func (cl *Claim) lock(object string) error {
 	}
 }
 
-// enter raises the epoch and writes our address.
-func (cl *Claim) enter(r worker.Record) error {
+// enter raises the epoch and writes our address, and those of the owners before us.
+func (cl *Claim) enter(r worker.Record, before string) error {
 	from := r.Epoch
 	r.Epoch, r.Owner = from+1, cl.c.opts.Owner
 	err := cl.k.raise(cl.key, from, cl.assertion(), map[string][]byte{
-		keyOwner: []byte(r.Owner), keyAddr: []byte(cl.images.addr),
+		keyOwner: []byte(r.Owner), keyAddr: []byte(cl.images.addr), keyFenced: []byte(before),
 	})
 	if errors.Is(err, errEpoch) {
 		return fmt.Errorf("another worker raised the epoch: %w", worker.ErrHeld)

@@ -35,6 +35,12 @@ type Options struct {
 	// DataConf sets options of Ceph on the connections that do the work, such as rbd_concurrent_management_ops.
 	DataConf map[string]string
 
+	Limits Limits // at the beginning; see Cluster.Limit
+
+	// Engine, if set, is told by which engine the data of an image comes, and why not by the best one; see Engines. It
+	// may be called concurrently.
+	Engine func(engine, why string)
+
 	Logger *slog.Logger // nil: slog.Default()
 }
 
@@ -46,6 +52,9 @@ func (o Options) withDefaults() Options {
 	o.LeaseTTL = cmp.Or(o.LeaseTTL, 30*time.Second)
 	o.Timeout = cmp.Or(o.Timeout, 10*time.Second)
 	o.FenceWait = cmp.Or(o.FenceWait, 40*time.Second)
+	if o.Engine == nil {
+		o.Engine = func(string, string) {}
+	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 
 	return o
@@ -54,7 +63,8 @@ func (o Options) withDefaults() Options {
 // Cluster is a Ceph cluster with cinderlift's journal in it. Its methods may be called concurrently. It implements
 // worker.Journal.
 type Cluster struct {
-	opts Options
+	opts   Options
+	limits *limits
 
 	mu      sync.Mutex
 	control *control // nil: it was fenced, the next user makes another
@@ -69,7 +79,7 @@ var _ worker.Journal = (*Cluster)(nil)
 
 // Open connects to the cluster. Errors are *worker.Error and say what to look at.
 func Open(ctx context.Context, o Options) (*Cluster, error) {
-	c := &Cluster{opts: o.withDefaults(), fencing: fencing{absent: map[string]time.Time{}}}
+	c := &Cluster{opts: o.withDefaults(), limits: newLimits(o.Limits), fencing: fencing{absent: map[string]time.Time{}}}
 	opened, err := await(ctx, c.open, func(c *Cluster) { _ = c.Close() })
 	if err != nil {
 		return nil, classify("open Ceph as client."+c.opts.User, err)

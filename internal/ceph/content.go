@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
+	"time"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
@@ -15,33 +15,24 @@ import (
 )
 
 const (
-	chunkSize  = 8 << 20 // read from the OSDs at once, in bytes: two objects of Cinder, one of Glance
+	chunkSize  = 4 << 20 // read from the OSDs at once, in bytes: an object of Cinder
+	chunks     = 4       // read at a time
 	windowSize = 1 << 30 // asked for holes at once, in bytes
 )
 
-// content is an open snapshot. Reads go through a buffer of one chunk; a chunk in which no object exists is not read.
+// content is an open snapshot. It is read ahead, a few chunks at a time; a chunk in which no object exists is not read.
 type content struct {
 	im    *Images
 	op    string
 	ctx   context.Context // of Open: reads end with it
 	size  int64
-	limit int64 // object size
-
-	mu     sync.Mutex // one call into librbd at a time, also one that lingers
-	io     *rados.IOContext
-	image  *rbd.Image // nil once closed
-	chunk  []byte     // of the file from at on
-	at     int64
-	window extents
+	io    *rados.IOContext
+	image *rbd.Image
+	reads *readAhead
 
 	pos    int64
+	closed bool
 	cancel context.CancelFunc
-}
-
-// extents are the parts of a window of the image in which something exists, in order.
-type extents struct {
-	from, to int64
-	parts    [][2]int64
 }
 
 // Open implements strategies.Source.
@@ -66,7 +57,7 @@ func (im *Images) Open(ctx context.Context, src strategies.Ref, snap string) (st
 		}
 
 		return c, nil
-	}, func(c *content) { _ = c.close() })
+	}, func(c *content) { _ = c.shut() })
 	if err != nil {
 		cancel()
 
@@ -98,7 +89,8 @@ func (c *content) open(src strategies.Ref, snap string) error {
 
 		return err
 	}
-	c.io, c.image, c.size, c.limit = ioc, image, int64(info.Size), int64(info.Obj_size)
+	c.io, c.image, c.size = ioc, image, int64(info.Size)
+	c.reads = newReadAhead(c.ctx, c.size, chunkSize, chunks, c.look, c.read)
 
 	return nil
 }
@@ -130,8 +122,10 @@ func (c *content) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	pos := c.pos
-	part, err := await(c.ctx, func() ([]byte, error) { return c.load(pos) }, nil)
+	if c.closed {
+		return 0, refuse(c.op, worker.ReasonInternal, worker.GiveUp, "read after close: %w", errors.ErrUnsupported)
+	}
+	part, err := c.reads.at(c.pos)
 	if err != nil {
 		return 0, classify(c.op, err)
 	}
@@ -141,47 +135,10 @@ func (c *content) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// load answers what follows pos, at least one byte of it. The slice is good until the next load.
-func (c *content) load(pos int64) ([]byte, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.image == nil {
-		return nil, refuse(c.op, worker.ReasonInternal, worker.GiveUp, "read after close: %w", errors.ErrUnsupported)
-	}
-	if pos >= c.at && pos < c.at+int64(len(c.chunk)) {
-		return c.chunk[pos-c.at:], nil
-	}
-	at := pos - pos%chunkSize
-	n := min(chunkSize, c.size-at)
-	if c.chunk == nil {
-		c.chunk = make([]byte, chunkSize)
-	}
-	c.chunk = c.chunk[:n]
-	if err := c.fill(c.chunk, at); err != nil {
-		c.chunk = c.chunk[:0]
-
-		return nil, err
-	}
-	c.at = at
-
-	return c.chunk[pos-at:], nil
-}
-
-// fill reads what exists of a chunk and makes the rest zeros.
-func (c *content) fill(p []byte, at int64) error {
-	clear(p)
-	if err := c.look(at); err != nil {
-		return err
-	}
-	end := at + int64(len(p))
-	for _, part := range c.window.parts {
-		from, to := max(part[0], at), min(part[1], end)
-		if from >= to {
-			continue
-		}
-		if _, err := c.image.ReadAt(p[from-at:to-at], from); err != nil && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("read %d bytes at %d: %w", to-from, from, err)
-		}
+// read is called by several goroutines, which librbd allows.
+func (c *content) read(p []byte, at int64) error {
+	if _, err := c.image.ReadAt(p, at); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read %d bytes at %d: %w", len(p), at, err)
 	}
 
 	return nil
@@ -189,46 +146,46 @@ func (c *content) fill(p []byte, at int64) error {
 
 // look finds out what exists in the window around at. Whole objects: with a fast-diff map librbd knows that without
 // asking the OSDs.
-func (c *content) look(at int64) error {
-	if at >= c.window.from && at < c.window.to {
-		return nil
-	}
+func (c *content) look(ctx context.Context, at int64) (extents, error) {
 	w := extents{from: at - at%windowSize}
 	w.to = min(w.from+windowSize, c.size)
-	err := exists(c.ctx, c.image, w.from, w.to-w.from, rbd.IncludeParent, func(offset, length int64) {
+	err := exists(ctx, c.image, w.from, w.to-w.from, rbd.IncludeParent, func(offset, length int64) {
 		w.parts = append(w.parts, [2]int64{offset, offset + length})
 	})
 	if err != nil {
-		return fmt.Errorf("look for holes from %d on: %w", w.from, err)
+		return w, fmt.Errorf("look for holes from %d on: %w", w.from, err)
 	}
-	c.window = w
 
-	return nil
+	return w, nil
 }
 
-// Close implements io.Closer. While a read lingers the handle is closed in the background: closing it under a call that
-// is at work aborts inside librbd.
+// closeWithin is how long Close waits for reads that are under way.
+const closeWithin = time.Second
+
+// Close implements io.Closer. While reads linger the handle is closed in the background: closing it under a call that is
+// at work aborts inside librbd.
 func (c *content) Close() error {
+	if c.closed {
+		return nil
+	}
+	c.closed = true
 	c.cancel()
-	if !c.mu.TryLock() {
-		go func() { _ = c.close() }() // nobody can be told any more; reading only, so nothing is lost
+	ended := c.reads.end()
+	timer := time.NewTimer(closeWithin)
+	defer timer.Stop()
+	select {
+	case <-ended:
+		return classify(c.op, c.shut())
+	case <-timer.C:
+		go func() { <-ended; _ = c.shut() }() // nobody can be told any more; reading only, so nothing is lost
 
 		return nil
 	}
-	c.mu.Unlock()
-
-	return classify(c.op, c.close())
 }
 
-func (c *content) close() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.image == nil {
-		return nil
-	}
+func (c *content) shut() error {
 	err := closeImage(c.io, c.image)
 	c.io.Destroy()
-	c.image, c.chunk = nil, nil
 	c.im.users.leave()
 
 	return err

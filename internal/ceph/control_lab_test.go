@@ -278,7 +278,7 @@ func TestSleepInsideClaim(t *testing.T) {
 		t.Errorf("going on: %v, want ErrHeld", err)
 	}
 	sleeper.images = &Images{addr: "127.0.0.1:0/1"}
-	if err := sleeper.enter(e.record); !errors.Is(err, worker.ErrHeld) {
+	if err := sleeper.enter(e.record, ""); !errors.Is(err, worker.ErrHeld) {
 		t.Errorf("raising the epoch: %v, want ErrHeld", err)
 	}
 	sleeper.images, sleeper.record = nil, worker.Record{}

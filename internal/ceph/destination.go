@@ -66,12 +66,10 @@ func (im *Images) Clone(ctx context.Context, m strategies.Make) error {
 			return err
 		}
 		if !v.finished() || !v.sealed && !v.parent {
-			if err := im.clone(ctx, op, io, m, v); err != nil {
-				return err
-			}
+			return im.clone(ctx, op, io, m, v)
 		}
 
-		return im.image(m.Dst, clean)
+		return im.image(m.Dst, clean) // it may have been killed just before that
 	})
 }
 
@@ -100,7 +98,13 @@ func (im *Images) clone(ctx context.Context, op string, io *rados.IOContext, m s
 		return fmt.Errorf("clone: %w", err)
 	}
 
-	return im.image(m.Dst, func(image *rbd.Image) error { return markClone(image, m.Job) })
+	return im.image(m.Dst, func(image *rbd.Image) error {
+		if err := markClone(image, m.Job); err != nil {
+			return err
+		}
+
+		return clean(image)
+	})
 }
 
 // markClone takes the snapshot's identity from the clone itself.
@@ -153,7 +157,7 @@ func imageOptions(objectSize int64) (*rbd.ImageOptions, error) {
 func (im *Images) Seal(ctx context.Context, m strategies.Make) error {
 	op := "seal " + m.Dst.String()
 
-	return im.onCurrent(ctx, op, m, func(_ context.Context, _ *rados.IOContext, v view) error {
+	return im.onCurrent(ctx, op, m, func(ctx context.Context, io *rados.IOContext, v view) error {
 		if !v.finished() {
 			return refuse(op, worker.ReasonMismatch, worker.GiveUp,
 				"it is not an image that was finished for job %s (outdated: %v)", m.Job, v.outdated)
@@ -162,7 +166,11 @@ func (im *Images) Seal(ctx context.Context, m strategies.Make) error {
 			return nil
 		}
 
-		if err := im.snapshot(op, m.Dst, strategies.GlanceSnapshot); err != nil {
+		made, err := im.quickSnapshot(ctx, io, m.Dst, v, strategies.GlanceSnapshot)
+		if err == nil && !made {
+			err = im.snapshot(op, m.Dst, strategies.GlanceSnapshot)
+		}
+		if err != nil {
 			return fmt.Errorf("make the snapshot: %w", err)
 		}
 

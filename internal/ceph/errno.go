@@ -13,6 +13,7 @@ const (
 	erange    = syscall.ERANGE
 	eoverflow = syscall.EOVERFLOW
 	eshutdown = syscall.ESHUTDOWN
+	estale    = syscall.ESTALE
 	enotsup   = syscall.EOPNOTSUPP
 	ecanceled = syscall.ECANCELED
 )

@@ -74,6 +74,8 @@ func (f *flattening) run(ctx context.Context) error {
 	}
 	there, err := f.fill(ctx)
 	if errors.Is(err, errNotPlain) {
+		f.im.c.opts.Engine(EngineLibrbd, ObstacleLayout)
+
 		return f.detach(ctx)
 	}
 	if err != nil {
@@ -186,8 +188,8 @@ func (f *flattening) survey(ctx context.Context) (top place, all []uint64, dst t
 // filling prepares a fill of the image with what is at src. Close it. An image that we made is plain, see imageOptions;
 // only then are its bytes in objects as the fill puts them there.
 func (im *Images) filling(at strategies.Ref, dst target, src place, p worker.Progress) (*filling, error) {
-	if why := dst.apart(dst.geometry); why != "" {
-		return nil, refuse("fill "+at.String(), worker.ReasonInternal, worker.OtherWay, "%s: %w", why, errNotPlain)
+	if why := dst.apart(dst.geometry); why != nil {
+		return nil, refuse("fill "+at.String(), worker.ReasonInternal, worker.OtherWay, "%s: %w", why.text, errNotPlain)
 	}
 	var to *rados.IOContext
 	err := im.reading(at, rbd.NoSnapshot, func(image *rbd.Image) (err error) {
@@ -206,7 +208,7 @@ func (im *Images) filling(at strategies.Ref, dst target, src place, p worker.Pro
 	}
 
 	return &filling{
-		copy: im.copy, to: to, prefix: dst.prefix, objectSize: dst.objectSize, size: dst.size, from: from, src: src, progress: p,
+		copy: im.copy, admit: im.admit, to: to, prefix: dst.prefix, objectSize: dst.objectSize, size: dst.size, from: from, src: src, progress: p,
 	}, nil
 }
 

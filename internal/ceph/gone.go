@@ -97,7 +97,7 @@ func (im *Images) sweep(ctx context.Context) error {
 		numbers[n] = uint64(n)
 	}
 	err = im.pool(at.Data, func(io *rados.IOContext) error {
-		return each(ctx, inFlight, numbers, func(n uint64) error {
+		return each(ctx, removals, numbers, func(n uint64) error {
 			if err := io.Delete(object(at.Prefix, n)); err != nil && !is(err, enoent) {
 				return fmt.Errorf("remove object %d of an image that is gone: %w", n, err)
 			}
@@ -111,6 +111,9 @@ func (im *Images) sweep(ctx context.Context) error {
 
 	return err
 }
+
+// removals is how many objects of an image that is gone are removed at a time.
+const removals = 16
 
 // drop removes objects of a pool that nobody uses any more.
 func (im *Images) drop(pool string, names ...string) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -26,15 +25,19 @@ type Images struct {
 	stop context.CancelCauseFunc
 
 	users gate // of the connection
+	admit *admission
 
 	copy func(to *rados.IOContext, dst string, from *rados.IOContext, src string) error // copyObject, but in tests
 
 	note   func(raw []byte) error // writes into the job's journal what is being filled; nil: belongs to no job
 	filled atomic.Pointer[filled]
 
-	mu   sync.Mutex
-	busy map[strategies.Ref]chan struct{} // closed when the call on that image has ended
-	told map[strategies.Ref]bool          // the log says already that data of it goes through this process
+	mu     sync.Mutex
+	busy   map[strategies.Ref]chan struct{} // closed when the call on that image has ended
+	fenced []string                         // addresses of the job's earlier owners, see stale.go
+
+	spares map[strategies.Ref]chan uint64 // ids for snapshots, see Prepare
+	told   map[strategies.Ref]bool        // the log says already that data of it goes through this process
 }
 
 var (
@@ -64,8 +67,8 @@ func (c *Cluster) connectImages() (*Images, error) {
 		return nil, fmt.Errorf("ask for the own address: %w", err)
 	}
 	im := &Images{
-		c: c, conn: conn, addr: addr, copy: copyObject,
-		busy: map[strategies.Ref]chan struct{}{}, told: map[strategies.Ref]bool{},
+		c: c, conn: conn, addr: addr, copy: copyObject, admit: c.limits.job(),
+		busy: map[strategies.Ref]chan struct{}{}, told: map[strategies.Ref]bool{}, spares: map[strategies.Ref]chan uint64{},
 	}
 	im.ctx, im.stop = context.WithCancelCause(context.Background())
 
@@ -190,7 +193,13 @@ func (im *Images) pool(name string, fn func(*rados.IOContext) error) error {
 // while another is at work aborted inside librbd 16.
 func (im *Images) image(at strategies.Ref, fn func(*rbd.Image) error) error {
 	return im.pool(at.Pool, func(io *rados.IOContext) error {
-		return with(io, fn)(rbd.OpenImage(io, at.Image, rbd.NoSnapshot))
+		return with(io, func(image *rbd.Image) error {
+			if err := im.breakStale(image); err != nil {
+				return err
+			}
+
+			return fn(image)
+		})(rbd.OpenImage(io, at.Image, rbd.NoSnapshot))
 	})
 }
 
@@ -218,9 +227,12 @@ func with(io *rados.IOContext, fn func(*rbd.Image) error) func(*rbd.Image, error
 }
 
 // listed reports whether the pool's directory has the name. An image that was half removed, or half made, is listed but
-// can't be opened.
+// can't be opened. The name alone is asked for: a list of the pool grows with the pool.
 func listed(io *rados.IOContext, name string) (bool, error) {
-	names, err := rbd.GetImageNames(io)
+	values, err := omapValues(io, directoryObject, namePrefix+name)
+	if is(err, enoent) {
+		return false, nil // the pool never had an image
+	}
 
-	return slices.Contains(names, name), err
+	return len(values) > 0, err
 }

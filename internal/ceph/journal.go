@@ -30,6 +30,7 @@ const (
 	keyOwner  = "owner"
 	keyAddr   = "owner_addr"
 	keyFilled = "filled"
+	keyFenced = "fenced"
 
 	maxErrno = 4095 // a cmpext that differs at byte n answers -(MAX_ERRNO + n) (ceph 16.2.15 osd/PrimaryLogPG.cc:5290)
 )
@@ -41,6 +42,7 @@ type entry struct {
 	record worker.Record
 	addr   string // of the owner's connection; "" after a clean release
 	filled string // which image's objects a flatten has begun to make
+	fenced string // owners before the last, see history
 }
 
 // Create implements worker.Journal. The index comes first: a crash between the two leaves a key without a record, which
@@ -138,7 +140,7 @@ func loadIf(io *rados.IOContext, key string, locked []byte) (entry, error) {
 	epoch := make([]byte, 8)
 	op.AssertExists()
 	data := op.Read(0, epoch)
-	omap := op.GetOmapValuesByKeys([]string{keyRecord, keyOwner, keyAddr, keyFilled})
+	omap := op.GetOmapValuesByKeys([]string{keyRecord, keyOwner, keyAddr, keyFilled, keyFenced})
 	err := op.Operate(io, jobPrefix+key, rados.OperationNoFlag)
 	if is(err, enoent) {
 		return entry{}, worker.ErrNotFound
@@ -176,7 +178,7 @@ func collect(omap *rados.ReadOpOmapGetValsByKeysStep) (map[string]string, error)
 
 // decode lets epoch and owner of the object win over those in the record: a claim writes only the former.
 func decode(key string, epoch uint64, values map[string]string) (entry, error) {
-	e := entry{addr: values[keyAddr], filled: values[keyFilled]}
+	e := entry{addr: values[keyAddr], filled: values[keyFilled], fenced: values[keyFenced]}
 	if err := json.Unmarshal([]byte(values[keyRecord]), &e.record); err != nil {
 		return entry{}, refuse("load job "+key, worker.ReasonInternal, worker.GiveUp, "decode the record: %w", err)
 	}

@@ -16,20 +16,45 @@ type geometry struct {
 	migrating   bool // the data is partly in another image
 }
 
-// apart says why objects of an image with geometry g can't be copied one by one into an image with geometry dst, or ""
+// obstacle is why OSDs can't copy objects among themselves: a name for metrics, a text for people.
+type obstacle struct{ name, text string }
+
+// Names of engines, which bring the data of an image, and of what keeps them from the best one, for metrics.
+const (
+	EngineOSD    = "osd"    // the OSDs copy among themselves
+	EngineWorker = "worker" // some of the objects at least went through this process
+	EngineLibrbd = "librbd" // librbd's own flatten, through this process as well
+
+	ObstacleNone      = "none"
+	ObstacleLayout    = "layout"    // a layer has other object sizes, stripes, or format 1
+	ObstacleMigration = "migration" // a layer is being migrated
+	ObstaclePart      = "part"      // a parent shows only a part of an object
+	ObstacleRefused   = "refused"   // an OSD refused
+)
+
+// Engines lists the engines with what may be the reason for each.
+func Engines() map[string][]string {
+	return map[string][]string{
+		EngineOSD:    {ObstacleNone},
+		EngineWorker: {ObstacleLayout, ObstacleMigration, ObstaclePart, ObstacleRefused},
+		EngineLibrbd: {ObstacleLayout},
+	}
+}
+
+// apart says why objects of an image with geometry g can't be copied one by one into an image with geometry dst, or nil
 // when they can.
-func (g geometry) apart(dst geometry) string {
+func (g geometry) apart(dst geometry) *obstacle {
 	switch {
 	case g.oldFormat || dst.oldFormat:
-		return "an image has format 1"
+		return &obstacle{ObstacleLayout, "an image has format 1"}
 	case g.migrating || dst.migrating:
-		return "an image is being migrated"
+		return &obstacle{ObstacleMigration, "an image is being migrated"}
 	case g.objectSize != dst.objectSize:
-		return fmt.Sprintf("object sizes differ: %d and %d", g.objectSize, dst.objectSize)
+		return &obstacle{ObstacleLayout, fmt.Sprintf("object sizes differ: %d and %d", g.objectSize, dst.objectSize)}
 	case g.striped() || dst.striped():
-		return "an image is striped"
+		return &obstacle{ObstacleLayout, "an image is striped"}
 	default:
-		return ""
+		return nil
 	}
 }
 
@@ -90,7 +115,7 @@ func (l layer) covers(n, objectSize uint64) cover {
 // chain is the layers from the top down, as far as their objects can be copied one by one.
 type chain struct {
 	layers []layer
-	cut    string // why there are more that can't be, or ""
+	cut    *obstacle // why there are more that can't be, or nil
 }
 
 func (c *chain) close() {
@@ -110,7 +135,7 @@ type place struct {
 func (im *Images) chain(top place, dst geometry) (*chain, error) {
 	c := &chain{}
 	visible := ^uint64(0)
-	for at := &top; at != nil && c.cut == ""; {
+	for at := &top; at != nil && c.cut == nil; {
 		var next *place
 		err := im.place(*at, func(image *rbd.Image) (err error) {
 			next, visible, err = im.descend(c, image, *at, dst, visible)
@@ -151,7 +176,7 @@ func (im *Images) descend(
 	if err != nil {
 		return nil, 0, err
 	}
-	if c.cut = g.apart(dst); c.cut != "" {
+	if c.cut = g.apart(dst); c.cut != nil {
 		return nil, 0, nil
 	}
 	l, err := im.layer(image, at)

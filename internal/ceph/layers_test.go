@@ -28,8 +28,8 @@ func TestApart(t *testing.T) {
 		{"under migration", geometry{4 * mib, 4 * mib, 1, false, true}, plain(4 * mib), "migrated"},
 	} {
 		got := c.src.apart(c.dst)
-		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
-			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		if (got == nil) != (c.want == "") || got != nil && !strings.Contains(got.text, c.want) {
+			t.Errorf("%s: %+v, want %q", c.name, got, c.want)
 		}
 	}
 }

@@ -40,6 +40,10 @@ const (
 // view is an image of the destination as it was found.
 type view struct {
 	standing  standing
+	id        string // internal id of the image; this and what follows only of one that is ours
+	features  uint64
+	dataPool  int64
+	watched   bool // somebody has it open for writing
 	copied    bool
 	marked    bool   // as sealed
 	sealed    bool   // marked so, and the snapshot is there and protected
@@ -119,7 +123,10 @@ func (im *Images) examine(image *rbd.Image, m strategies.Make) (view, error) {
 
 		return view{standing: s, job: job}, err
 	}
-	v := view{standing: ours}
+	v, err := shape(image, id)
+	if err != nil {
+		return view{}, err
+	}
 	if fields := strings.Fields(meta[markJob]); len(fields) > 2 {
 		v.source = fields[2]
 	}
@@ -134,6 +141,21 @@ func (im *Images) examine(image *rbd.Image, m strategies.Make) (view, error) {
 		}
 	}
 	v.parent, err = hasParent(image, v.sealed)
+
+	return v, err
+}
+
+// shape is what an image of ours is like.
+func shape(image *rbd.Image, id string) (v view, err error) {
+	v = view{standing: ours, id: id}
+	if v.features, err = image.GetFeatures(); err != nil {
+		return v, err
+	}
+	if v.dataPool, err = image.GetDataPoolID(); err != nil {
+		return v, err
+	}
+	watchers, err := image.ListWatchers() // we have opened it read-only and do not watch
+	v.watched = len(watchers) > 0
 
 	return v, err
 }

@@ -18,7 +18,7 @@ import (
 // what RBD keeps in omap, one operation for each image, and only what has one of our names there is opened (ceph 16.2.15,
 // the same in 18.2):
 //
-//	rbd_directory    id_<id>: the name (cls/rbd/cls_rbd.cc:150)
+//	rbd_directory    id_<id>: the name; name_<name>: the id (cls/rbd/cls_rbd.cc:150, 2780 dir_add_image_helper)
 //	rbd_trash        id_<id>: source and name (cls/rbd/cls_rbd_types.h TrashImageSpec)
 //	rbd_header.<id>  snapshot_<id>: the name is in it as it is, also for one in the snapshot trash; metadata_<key>
 const (
@@ -26,6 +26,7 @@ const (
 	trashObject     = "rbd_trash"
 	headerPrefix    = "rbd_header."
 	idPrefix        = "id_"
+	namePrefix      = "name_"
 	snapPrefix      = "snapshot_"
 	metaPrefix      = "metadata_"
 

@@ -11,9 +11,16 @@
 #include <rados/librados.hpp>
 #include <rbd/librbd.h>
 
+extern "C" void clCopied(uintptr_t handle, int result);  // in shim.go
+
 namespace {
 
-int copy_object(rados_ioctx_t to, const char *dst, rados_ioctx_t from, const char *src)
+void copied(rados_completion_t completion, void *handle)
+{
+  clCopied(reinterpret_cast<uintptr_t>(handle), rados_aio_get_return_value(completion));
+}
+
+int copy_start(rados_ioctx_t to, const char *dst, rados_ioctx_t from, const char *src, uintptr_t handle)
 {
   librados::IoCtx dst_io, src_io;
   librados::IoCtx::from_rados_ioctx_t(to, dst_io);
@@ -21,7 +28,10 @@ int copy_object(rados_ioctx_t to, const char *dst, rados_ioctx_t from, const cha
   librados::ObjectWriteOperation op;
   op.create(true);  // exclusive, and before the copy: what is there is not copied again
   op.copy_from(src, src_io, 0, 0);
-  return dst_io.operate(dst, &op);
+  auto completion = librados::Rados::aio_create_completion(reinterpret_cast<void *>(handle), copied);
+  int r = dst_io.aio_operate(dst, completion, &op);
+  completion->release();  // what is under way holds it as well
+  return r;
 }
 
 using turn = std::shared_ptr<std::promise<void>>;
@@ -57,10 +67,10 @@ int no_progress(uint64_t, uint64_t, void *) { return 0; }
 
 }  // namespace
 
-extern "C" int cl_copy_object(rados_ioctx_t to, const char *dst, rados_ioctx_t from, const char *src)
+extern "C" int cl_copy_start(rados_ioctx_t to, const char *dst, rados_ioctx_t from, const char *src, uintptr_t handle)
 {
   try {
-    return copy_object(to, dst, from, src);
+    return copy_start(to, dst, from, src, handle);
   } catch (const std::bad_alloc &) {
     return -ENOMEM;
   } catch (...) {

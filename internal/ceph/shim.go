@@ -9,6 +9,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"runtime/cgo"
 	"syscall"
 	"unsafe"
 
@@ -16,13 +17,36 @@ import (
 	"github.com/ceph/go-ceph/rbd"
 )
 
-// copyObject is cl_copy_object. It blocks a thread until the OSD has answered.
+// copyObject is cl_copy_start and the wait for its end, which blocks no thread. It can't be cancelled: a copy that was sent
+// may still take effect when nobody waits for it any more, perhaps after its image was removed.
 func copyObject(to *rados.IOContext, dst string, from *rados.IOContext, src string) error {
 	cDst, cSrc := C.CString(dst), C.CString(src)
 	defer C.free(unsafe.Pointer(cDst))
 	defer C.free(unsafe.Pointer(cSrc))
+	ended := make(chan C.int, 1)
+	handle := cgo.NewHandle(ended)
+	defer handle.Delete()
+	r := C.cl_copy_start(C.rados_ioctx_t(to.Pointer()), cDst, C.rados_ioctx_t(from.Pointer()), cSrc, C.uintptr_t(handle))
+	if r == 0 {
+		r = <-ended
+	}
 
-	return errnoError(C.cl_copy_object(C.rados_ioctx_t(to.Pointer()), cDst, C.rados_ioctx_t(from.Pointer()), cSrc))
+	return errnoError(r)
+}
+
+// clCopied is called by a thread of librados, which must not be kept: there is room in the channel.
+//
+//export clCopied
+func clCopied(handle C.uintptr_t, result C.int) {
+	cgo.Handle(handle).Value().(chan C.int) <- result //nolint:forcetypeassert // copyObject put it there
+}
+
+// newSnapID has the monitors allot an id for a snapshot of an image with its data in this pool. It waits for them.
+func newSnapID(data *rados.IOContext) (uint64, error) {
+	var id C.rados_snap_t
+	err := errnoError(C.rados_ioctx_selfmanaged_snap_create(C.rados_ioctx_t(data.Pointer()), &id))
+
+	return uint64(id), err
 }
 
 // closeImage closes an image when librbd has really come back from opening it. Every image has to be closed with it.

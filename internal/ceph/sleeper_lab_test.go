@@ -191,7 +191,7 @@ func TestNothingUnsafeOverControl(t *testing.T) {
 		"sweep":   func(t *testing.T, cl *Claim) error { controlOf(t, cl.c).sweep(cl.held[1]); return nil },
 		"notify":  func(t *testing.T, cl *Claim) error { cl.c.notify(t.Context()); return nil },
 		"release": func(t *testing.T, cl *Claim) error { return cl.Release(t.Context()) },
-		"enter":   func(_ *testing.T, cl *Claim) error { return want(cl.enter(cl.record), worker.ErrHeld) },
+		"enter":   func(_ *testing.T, cl *Claim) error { return want(cl.enter(cl.record, ""), worker.ErrHeld) },
 		"take": func(t *testing.T, cl *Claim) error {
 			return want(cl.take(t.Context(), strings.TrimPrefix(cl.held[1], volumePrefix)), worker.ErrHeld)
 		},

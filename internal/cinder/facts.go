@@ -1,10 +1,12 @@
 package cinder
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/cinderlift/cinderlift/worker"
 )
@@ -53,11 +55,13 @@ func NewFacts(v Volumes, i Images) *Facts { return &Facts{volumes: v, images: i}
 // was found out.
 func (f *Facts) Task(ctx context.Context, j worker.Job) (worker.Task, error) {
 	t := worker.Task{Job: j}
-	var err error
-	if t.Volume, err = f.volumes.Volume(ctx, j.VolumeID); err != nil {
-		return t, err
-	}
-	if t.Image, err = f.images.Image(ctx, j.ImageID); err != nil {
+	var imageErr error
+	var beside sync.WaitGroup // the two services do not wait for each other
+	beside.Go(func() { t.Image, imageErr = f.images.Image(ctx, j.ImageID) })
+	volume, err := f.volumes.Volume(ctx, j.VolumeID)
+	beside.Wait()
+	t.Volume = volume
+	if err := cmp.Or(err, imageErr); err != nil {
 		return t, err
 	}
 

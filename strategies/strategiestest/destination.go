@@ -312,6 +312,9 @@ func (c *Cluster) Complete(ctx context.Context, m strategies.Make, flat bool) (b
 	return yes && err == nil, err
 }
 
+// Prepare implements strategies.Destination.
+func (*Cluster) Prepare(strategies.Make) {}
+
 // Discard implements strategies.Destination.
 func (c *Cluster) Discard(ctx context.Context, m strategies.Make) error {
 	c.names(m)

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cinderlift/cinderlift/internal/keystone"
+	"github.com/cinderlift/cinderlift/internal/lab"
+)
+
+// Names of the cases.
+const (
+	filled = "40 % data"
+	thin   = "thin"
+	burst  = "burst"
+)
+
+func (b *bench) everything(ctx context.Context) error {
+	quota := map[string]any{"quota_set": map[string]int{"volumes": 1000, "gigabytes": 200000, "per_volume_gigabytes": -1}}
+	if err := b.admin.Do(ctx, keystone.Volume, "PUT", "/os-quota-sets/"+b.demo.Project(), quota, nil); err != nil {
+		return err
+	}
+	for _, gib := range b.opt.Sizes {
+		if err := b.sideBySide(ctx, filled, gib, 40, tools()); err != nil {
+			return err
+		}
+	}
+	for _, gib := range b.opt.Thin {
+		ours := slices.DeleteFunc(tools(), func(t tool) bool { return t.name != early && t.name != late && t.name != copying })
+		if err := b.sideBySide(ctx, thin, gib, 0, ours); err != nil {
+			return err
+		}
+	}
+	for _, workers := range b.opt.Workers {
+		if b.opt.Burst == 0 {
+			break
+		}
+		if err := b.burst(ctx, workers); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+// sideBySide runs the tools in turns on one volume.
+func (b *bench) sideBySide(ctx context.Context, what string, gib, percent int, list []tool) error {
+	volume, err := b.volume(ctx, gib, percent)
+	if err != nil {
+		return err
+	}
+	defer b.drop(ctx, volume)
+	digest := ""
+	if percent > 0 {
+		if digest, err = b.lab.Digest(ctx, "volumes/volume-"+volume); err != nil {
+			return err
+		}
+	}
+	runs := b.opt.Runs
+	if gib >= b.opt.Once {
+		runs = 1
+	}
+	for range runs {
+		for _, t := range list {
+			took, err := b.once(ctx, t, volume, digest)
+			if err != nil {
+				return fmt.Errorf("%s, %d GiB: %w", t.name, gib, err)
+			}
+			b.report.add(what, t.name, gib, took)
+			b.say("%-9s %4d GiB  %-20s active %6.2f s, released %6.2f s, CPU %6.2f s, %7.1f MiB over the network, %4d MiB RSS", what, gib,
+				t.name, took.active.Seconds(), took.released.Seconds(), took.CPU.Seconds(), float64(took.Net)/(1<<20), took.RSS>>20)
+		}
+	}
+
+	return nil
+}
+
+// once runs one tool. Its worker is new, so that its memory is that of this run, and has worked once before: the first job of
+// a worker asks for what later ones know.
+func (b *bench) once(ctx context.Context, t tool, volume, digest string) (took, error) {
+	if err := b.plug(ctx, t); err != nil {
+		return took{}, err
+	}
+	if t.set == nil {
+		return t.run(ctx, b, nil, volume, digest)
+	}
+	w, err := b.lab.StartWorker(ctx, t.set, "", nil)
+	if err != nil {
+		return took{}, err
+	}
+	defer func() { _ = w.Stop() }() // an error shows in what it did
+
+	return t.run(ctx, b, w, volume, digest)
+}
+
+// plug sets Cinder and Ceph up for a tool. Restarting Cinder takes seconds, so it is done only when it has to be.
+func (b *bench) plug(ctx context.Context, t tool) error {
+	if t.hook+t.caps == b.hooked {
+		return nil
+	}
+	b.hooked = ""
+	if err := b.lab.Control(ctx, "caps", t.caps); err != nil {
+		return err
+	}
+	if err := b.lab.Control(ctx, "hook", t.hook); err != nil {
+		return err
+	}
+	b.hooked = t.hook + t.caps
+
+	return nil
+}
+
+func (b *bench) volume(ctx context.Context, gib, percent int) (string, error) {
+	id, err := b.demo.CreateVolume(ctx, lab.VolumeSpec{Name: fmt.Sprintf("bench-%d", gib), GiB: gib})
+	if err != nil || percent == 0 {
+		return id, err
+	}
+	_, err = b.lab.Fill(ctx, "volumes/volume-"+id, 40, percent)
+
+	return id, err
+}
+
+func (b *bench) drop(ctx context.Context, volume string) {
+	if err := b.demo.DeleteVolume(context.WithoutCancel(ctx), volume); err != nil {
+		b.say("%v", err)
+	}
+}
+
+// burst asks for the images of many volumes at once.
+func (b *bench) burst(ctx context.Context, workers int) (err error) {
+	const gib = 100
+	if err := b.plug(ctx, tools()[slices.IndexFunc(tools(), func(t tool) bool { return t.name == early })]); err != nil {
+		return err
+	}
+	volumes := make([]string, b.opt.Burst)
+	defer func() {
+		_ = b.each(volumes, func(n int) error { b.drop(ctx, volumes[n]); return nil }) // said there
+	}()
+	if err := b.each(volumes, func(n int) (err error) { volumes[n], err = b.volume(ctx, gib, 0); return err }); err != nil {
+		return err
+	}
+	var pool []*lab.Worker
+	for n := range workers {
+		w, err := b.lab.StartWorker(ctx, map[string]string{"CINDERLIFT_REGISTER": "early", "CINDERLIFT_NAME": fmt.Sprint("bench-", n)}, "", nil)
+		if err != nil {
+			return err
+		}
+		pool = append(pool, w)
+		defer func() { _ = w.Stop() }()
+	}
+	m := measure(func() (pids []int) {
+		for _, w := range pool {
+			pids = append(pids, w.Pid)
+		}
+
+		return pids
+	})
+	begin := time.Now()
+	images := make([]string, len(volumes))
+	t := took{}
+	err = b.each(volumes, func(n int) (err error) {
+		images[n], err = b.demo.Upload(ctx, volumes[n], lab.Raw("bench"))
+
+		return err
+	})
+	asked := time.Since(begin)
+	if err == nil {
+		err = b.allActive(ctx, images)
+	}
+	t.active = time.Since(begin)
+	if err == nil {
+		err = b.each(volumes, func(n int) error { return b.demo.WaitVolume(ctx, volumes[n], "available") })
+	}
+	t.released, t.usage = time.Since(begin), m.end()
+	if err != nil {
+		return err
+	}
+	b.report.add(burst, fmt.Sprintf("%s, %d workers", early, workers), gib, t)
+	b.say("%d volumes of %d GiB, %d workers: asked for after %.1f s, all active after %.1f s, all released after %.1f s, %d MiB RSS",
+		len(volumes), gib, workers, asked.Seconds(), t.active.Seconds(), t.released.Seconds(), t.RSS>>20)
+
+	return b.each(images, func(n int) error { return b.demo.RemoveImage(ctx, images[n]) })
+}
+
+// allActive waits with one request for all images: a hundred who ask would be what is measured.
+func (b *bench) allActive(ctx context.Context, images []string) error {
+	return lab.Wait(ctx, "all images to be active", func() (bool, error) {
+		all, err := b.demo.Images(ctx)
+		active := 0
+		for _, i := range all {
+			if i.Status == "active" && slices.Contains(images, i.ID) {
+				active++
+			}
+		}
+
+		return active == len(images), err
+	})
+}
+
+// each does something for each of a list, ten at a time.
+func (*bench) each(list []string, f func(n int) error) error {
+	var mu sync.Mutex
+	var all error
+	var w sync.WaitGroup
+	places := make(chan struct{}, 10)
+	for n := range list {
+		places <- struct{}{}
+		w.Go(func() {
+			defer func() { <-places }()
+			if err := f(n); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				all = errors.Join(all, err)
+			}
+		})
+	}
+	w.Wait()
+
+	return all
+}
