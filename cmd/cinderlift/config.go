@@ -68,7 +68,7 @@ type config struct {
 	VolumeNames string            `split_words:"true" default:"volume-%s" desc:"volume_name_template of Cinder"`
 	ImageStore  string            `split_words:"true" desc:"Glance store for volumes whose type names none; empty: Glance's default"`
 
-	Slots     int `default:"64" desc:"jobs at a time; as many again may be taken over from workers that died"`
+	Slots     int `default:"64" desc:"jobs at a time, about 5 MiB of memory each; as many again may be taken over from workers that died"`
 	DataSlots int `split_words:"true" default:"4" desc:"of these, how many move data at a time (copy, flatten, upload); the others make images usable meanwhile, or wait"`
 
 	CopyObjects    int      `split_words:"true" default:"16" desc:"objects copied inside Ceph at a time by this worker"`

@@ -9,9 +9,9 @@ import (
 )
 
 // A worker that is killed in the middle of a change leaves the image's exclusive lock behind. librbd takes it away once the
-// dead client's watch is gone. But Ceph 16 now and then keeps the watch of a blocklisted client for minutes; librbd then asks
-// the dead client for the lock, again and again and without an end (librbd/managed_lock/GetLockerRequest, BreakRequest; seen
-// once in 1300 kills: a flatten that did not come back). We know better: who was fenced is dead.
+// dead client's watch is gone. But Ceph 16 now and then keeps the watch of a blocklisted client for minutes (lab_test.go
+// retryStale); librbd then asks the dead client for the lock, again and again and without an end
+// (librbd/managed_lock/GetLockerRequest, BreakRequest). We know better: who was fenced is dead.
 
 // fencedMost bounds how many earlier owners a job remembers: as many as may die one after the other without any of them
 // coming as far as the image.
