@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cinderlift/cinderlift/internal/keystone"
 	"github.com/cinderlift/cinderlift/internal/lab"
 )
 
@@ -20,8 +19,7 @@ const (
 )
 
 func (b *bench) everything(ctx context.Context) error {
-	quota := map[string]any{"quota_set": map[string]int{"volumes": 1000, "gigabytes": 200000, "per_volume_gigabytes": -1}}
-	if err := b.admin.Do(ctx, keystone.Volume, "PUT", "/os-quota-sets/"+b.demo.Project(), quota, nil); err != nil {
+	if err := b.admin.Room(ctx, b.demo.Project()); err != nil {
 		return err
 	}
 	for _, gib := range b.opt.Sizes {

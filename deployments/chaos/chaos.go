@@ -14,7 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cinderlift/cinderlift/internal/keystone"
 	"github.com/cinderlift/cinderlift/internal/lab"
 )
 
@@ -177,9 +176,7 @@ func (c *chaos) fill(ctx context.Context) error {
 		have[v.Name] = v.ID
 	}
 	c.users.volumes = make([]string, c.opt.Volumes)
-	quota := map[string]any{"quota_set": map[string]int{"volumes": 1000, "gigabytes": 10000}}
-	path := "/os-quota-sets/" + c.users.demo.Project()
-	if err := c.users.admin.Do(ctx, keystone.Volume, "PUT", path, quota, nil); err != nil {
+	if err := c.users.admin.Room(ctx, c.users.demo.Project()); err != nil {
 		return err
 	}
 	if err := c.inParallel(func(n int) error { return c.volume(ctx, n, have) }); err != nil {

@@ -26,6 +26,7 @@ func writers() map[string][]string {
 		"Cluster.Watch":      {object}, // the index, if there never was a job
 		"Cluster.Turn":       {lock},   // of the look for orphans, tested with it
 		"Cluster.RemoveLock": {object}, // the same
+		"Cluster.Limit":      reads,    // tells copies how fast they may be
 		"Claim.Record":       reads, "Claim.Images": reads,
 		"Claim.Save":    {object},
 		"Claim.Renew":   {lock},

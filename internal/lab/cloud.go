@@ -65,6 +65,13 @@ type VolumeSpec struct {
 	Type     string `json:"volume_type,omitempty"`
 }
 
+// Room lets a project have as many volumes, and as large ones, as a test may want. Only for the admin.
+func (c *Cloud) Room(ctx context.Context, project string) error {
+	quota := map[string]any{"quota_set": map[string]int{"volumes": 1000, "gigabytes": 200000, "per_volume_gigabytes": -1}}
+
+	return c.Do(ctx, keystone.Volume, "PUT", "/os-quota-sets/"+project, quota, nil)
+}
+
 // CreateVolume makes a volume and waits until it is there.
 func (c *Cloud) CreateVolume(ctx context.Context, spec VolumeSpec) (string, error) {
 	var v struct{ Volume Volume }

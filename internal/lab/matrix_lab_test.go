@@ -87,16 +87,19 @@ func TestKillMatrix(t *testing.T) {
 	sums := &tally{}
 	t.Run("cells", func(t *testing.T) {
 		for _, v := range ways() {
-			cells := make(chan cell)
+			cells := newDeck[cell]()
 			seed := rnd.Uint64()
 			for i := range lanesOf(v) {
 				t.Run(fmt.Sprintf("%s lane %d", v.name, i), func(t *testing.T) {
 					t.Parallel()
+					if i == 0 {
+						defer cells.deal(nil)
+					}
 					l := w.of(t, time.Hour).lane(d, fmt.Sprintf("%s-%d", v.name, i), v, 3)
 					if i == 0 {
-						go deal(cells, choose(l.cells(binary), rand.New(rand.NewPCG(seed, 0)))) //nolint:gosec // see above
+						cells.deal(choose(l.cells(binary), rand.New(rand.NewPCG(seed, 0)))) //nolint:gosec // see above
 					}
-					for c := range cells {
+					for c := range cells.cards {
 						t.Run(c.name(), func(t *testing.T) { l.on(t, 4*time.Minute).disturb(binary, c, sums) })
 					}
 				})
@@ -114,11 +117,25 @@ func lanesOf(v way) int {
 	return 1
 }
 
-func deal(to chan<- cell, list []cell) {
-	defer close(to)
-	for _, c := range list {
-		to <- c
-	}
+// deck is the work that some lanes share.
+type deck[T any] struct {
+	cards chan T
+	once  sync.Once
+}
+
+func newDeck[T any]() *deck[T] { return &deck[T]{cards: make(chan T)} }
+
+// deal hands out a list; only the first one counts. The lane that finds out what there is to do defers a deal of nothing, so
+// that the others do not wait for one that failed before.
+func (d *deck[T]) deal(list []T) {
+	d.once.Do(func() {
+		go func() {
+			defer close(d.cards)
+			for _, card := range list {
+				d.cards <- card
+			}
+		}()
+	})
 }
 
 // sampled is how many cells of each way run always.

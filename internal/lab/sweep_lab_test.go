@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cinderlift/cinderlift/internal/keystone"
 	"github.com/cinderlift/cinderlift/internal/lab"
 )
 
@@ -37,7 +36,7 @@ func TestKillAtEverySend(t *testing.T) {
 	}
 	t.Run("ways", func(t *testing.T) {
 		for _, s := range all {
-			s.points, s.conf = make(chan int), conf
+			s.points, s.conf = newDeck[int](), conf
 			for i := range lanes {
 				t.Run(fmt.Sprint(s.name(), " lane ", i), func(t *testing.T) {
 					t.Parallel()
@@ -60,8 +59,7 @@ func (w *world) makeRoom() {
 	admin, err := w.As(w.ctx, "admin")
 	w.must(err)
 	w.t.Cleanup(admin.Close)
-	quota := map[string]any{"quota_set": map[string]int{"volumes": 1000, "gigabytes": 10000}}
-	w.must(admin.Do(w.ctx, keystone.Volume, "PUT", "/os-quota-sets/"+w.Project(), quota, nil))
+	w.must(admin.Room(w.ctx, w.Project()))
 }
 
 // oneSender is the lab's ceph.conf with one thread for each connection.
@@ -81,7 +79,7 @@ type sweep struct {
 	way     string
 	control bool // only the control connection's thread is counted
 	conf    string
-	points  chan int // at which message to kill
+	points  *deck[int] // at which message to kill
 
 	mu                           sync.Mutex
 	total, tried, killed, failed int
@@ -99,6 +97,9 @@ func (s *sweep) name() string {
 // lane kills at the points that are handed out. The first lane finds out how many there are.
 func (s *sweep) lane(t *testing.T, w *world, d *desk, i int) {
 	t.Helper()
+	if i == 0 {
+		defer s.points.deal(nil)
+	}
 	begin := time.Now()
 	v := wayOf(s.way)
 	v.set = with(v.set, map[string]string{"CINDERLIFT_CEPH_CONF": s.conf})
@@ -110,35 +111,33 @@ func (s *sweep) lane(t *testing.T, w *world, d *desk, i int) {
 		total := 0
 		t.Run("counted", func(t *testing.T) { total = s.counted(l.on(t, 3*time.Minute)) })
 		t.Logf("%d messages were sent by the thread that sent most", total)
-		go s.deal(total)
+		s.total = total
+		s.points.deal(chosen(total))
 	}
-	for n := range s.points {
+	for n := range s.points.cards {
 		ok := t.Run(strconv.Itoa(n), func(t *testing.T) { s.kill(t, l, n) })
 		s.count(begin, ok)
 	}
 }
 
-// deal hands out 1, 2, 3, …; without CINDERLIFT_CHAOS=full a few of these; with CINDERLIFT_POINTS just those that it lists.
-func (s *sweep) deal(total int) {
-	defer close(s.points)
-	s.total = total
-	points := []int{total / 5, total / 2, total * 4 / 5}
-	if thorough() {
-		points = points[:0]
-		for n := range total {
-			points = append(points, n+1)
-		}
+// chosen are 1, 2, 3, …, total; without CINDERLIFT_CHAOS=full a few of these; with CINDERLIFT_POINTS just those that it lists.
+func chosen(total int) (points []int) {
+	listed := strings.Fields(os.Getenv("CINDERLIFT_POINTS"))
+	for _, p := range listed {
+		n, _ := strconv.Atoi(p) // 0 kills nobody, and that is said
+		points = append(points, n)
 	}
-	if chosen := strings.Fields(os.Getenv("CINDERLIFT_POINTS")); len(chosen) > 0 {
-		points = points[:0]
-		for _, c := range chosen {
-			n, _ := strconv.Atoi(c) // 0 kills nobody, and that is said
-			points = append(points, n)
-		}
+	switch {
+	case len(listed) > 0:
+		return points
+	case !thorough():
+		return []int{total / 5, total / 2, total * 4 / 5}
 	}
-	for _, n := range points {
-		s.points <- n
+	for n := range total {
+		points = append(points, n+1)
 	}
+
+	return points
 }
 
 func (s *sweep) count(begin time.Time, ok bool) {
