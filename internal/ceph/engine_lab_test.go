@@ -28,7 +28,7 @@ func mapsAgree(t *testing.T, at strategies.Ref) {
 		if out, err := exec.CommandContext(t.Context(), env["LAB_COMMAND"], args...).CombinedOutput(); err != nil {
 			t.Errorf("object-map check %s: %v: %s", of, err, out)
 		}
-		args[6], args[7] = "info", "--format=json" // the check only looks; what it found is in the flags
+		args = append(args[:5], "info", "--format=json", of) // the check only looks; what it found is in the flags
 		out, err := exec.CommandContext(t.Context(), env["LAB_COMMAND"], args...).CombinedOutput()
 		if err != nil || strings.Contains(string(out), "invalid") {
 			t.Errorf("info %s: %v: %s", of, err, out)

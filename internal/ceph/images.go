@@ -226,13 +226,18 @@ func with(io *rados.IOContext, fn func(*rbd.Image) error) func(*rbd.Image, error
 	}
 }
 
-// listed reports whether the pool's directory has the name. An image that was half removed, or half made, is listed but
-// can't be opened. The name alone is asked for: a list of the pool grows with the pool.
-func listed(io *rados.IOContext, name string) (bool, error) {
+// listed reports whether the pool's directory has the name, or the trash has it for an image that is being removed: librbd
+// takes that for listed as well (librbd/api/Image.cc list_images). An image that was half removed, or half made, is listed
+// but can't be opened. In the directory the name alone is asked for: a list of the pool grows with the pool.
+func listed(io *rados.IOContext, name string) (there bool, err error) {
 	values, err := omapValues(io, directoryObject, namePrefix+name)
-	if is(err, enoent) {
-		return false, nil // the pool never had an image
+	if len(values) > 0 || err != nil && !is(err, enoent) { // enoent: the pool never had an image
+		return len(values) > 0, err
 	}
+	err = eachKey(io, trashObject, func(_ string, value []byte) {
+		source, removing, ok := trashSpec(value)
+		there = there || ok && source == trashRemoving && removing == name
+	})
 
-	return len(values) > 0, err
+	return there, err
 }
