@@ -277,7 +277,7 @@ func (v view) mine(op string, m strategies.Make) error {
 		return refuse(op, worker.ReasonConflict, worker.GiveUp,
 			"%s holds data or snapshots and was not made for job %s (mark: %q); look whose it is and remove it", m.Dst, m.Job, v.job)
 	case occupied:
-		return refuse(op, worker.ReasonConflict, worker.Retry, "%s is empty but somebody has it open", m.Dst)
+		return refuse(op, worker.ReasonConflict, worker.Retry, "%s is empty but somebody has it open: %w", m.Dst, error(ebusy))
 	default:
 		return nil
 	}
