@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -228,11 +229,8 @@ func oneOf(name, value string, valid ...string) error {
 }
 
 func (c *config) numbers() error {
-	if c.DataSlots < 1 || c.DataSlots > 1000 {
-		return fmt.Errorf("CINDERLIFT_DATA_SLOTS: %d is not between 1 and 1000", c.DataSlots)
-	}
-	if c.Slots < 1 || c.Slots > 1000 {
-		return fmt.Errorf("CINDERLIFT_SLOTS: %d is not between 1 and 1000", c.Slots)
+	if err := cmp.Or(between("CINDERLIFT_DATA_SLOTS", c.DataSlots, 1000), between("CINDERLIFT_SLOTS", c.Slots, 1000)); err != nil {
+		return err
 	}
 	// Below that a busy OSD or a pause of the process costs leases; above it a dead worker's jobs wait too long.
 	if c.LeaseTTL < 3*time.Second || c.LeaseTTL > 10*time.Minute {
@@ -252,6 +250,15 @@ func (c *config) numbers() error {
 	}
 	if c.Deaths < 1 {
 		return fmt.Errorf("CINDERLIFT_DEATHS: %d is not above zero", c.Deaths)
+	}
+
+	return nil
+}
+
+// between is an error unless n is 1 to most.
+func between(name string, n, most int) error {
+	if n < 1 || n > most {
+		return fmt.Errorf("%s: %d is not between 1 and %d", name, n, most)
 	}
 
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,13 +94,7 @@ func override(l *ceph.Limits, name, value string) (err error) {
 }
 
 func checkLimits(l ceph.Limits) error {
-	for name, n := range map[string]int{copyObjects: l.Objects, copyJobObjects: l.JobObjects} {
-		if n < 1 || n > 1024 {
-			return fmt.Errorf("%s: %d is not between 1 and 1024", name, n)
-		}
-	}
-
-	return nil
+	return cmp.Or(between(copyObjects, l.Objects, 1024), between(copyJobObjects, l.JobObjects, 1024))
 }
 
 // hangUps listens for SIGHUP, which would end the process otherwise.

@@ -77,8 +77,8 @@ func (b *bench) sideBySide(ctx context.Context, what string, gib, percent int, l
 	return nil
 }
 
-// once runs one tool. Its worker is new, so that its memory is that of this run, and has worked once before: the first job of
-// a worker asks for what later ones know.
+// once runs one tool. Its worker is new, so that its memory is that of this run; so each run pays for what a worker's first
+// job asks for.
 func (b *bench) once(ctx context.Context, t tool, volume, digest string) (took, error) {
 	if err := b.plug(ctx, t); err != nil {
 		return took{}, err

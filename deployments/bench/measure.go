@@ -101,12 +101,10 @@ func (m *meter) look() {
 
 // stat reads CPU time (fields 14 and 15) and resident memory (24, in pages) of a process: proc_pid_stat(5).
 func stat(pid int) (cpu time.Duration, rss int64, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	f, err := fields(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, 0, err
 	}
-	_, rest, _ := bytes.Cut(b, []byte(") ")) // the name before may hold anything
-	f := strings.Fields(string(rest))
 	if len(f) < 22 {
 		return 0, 0, fmt.Errorf("/proc/%d/stat: %d fields", pid, len(f))
 	}
@@ -118,6 +116,14 @@ func stat(pid int) (cpu time.Duration, rss int64, err error) {
 	}
 
 	return time.Duration(user+system) * tick, pages * int64(os.Getpagesize()), nil
+}
+
+// fields are those of a stat file from the third on, the state; the name before may hold anything.
+func fields(file string) ([]string, error) {
+	b, err := os.ReadFile(file)
+	_, rest, _ := bytes.Cut(b, []byte(") "))
+
+	return strings.Fields(string(rest)), err
 }
 
 // net asks for the sockets of the processes; their bytes are in the line after each.
@@ -174,13 +180,12 @@ func below(root int) []int {
 	children := map[int][]int{}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is right
 	for _, file := range stats {
-		b, err := os.ReadFile(file)
+		f, err := fields(file)
 		if err != nil {
 			continue
 		}
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		_, rest, _ := bytes.Cut(b, []byte(") "))
-		if f := strings.Fields(string(rest)); len(f) > 1 {
+		if len(f) > 1 {
 			parent, _ := strconv.Atoi(f[1])
 			children[parent] = append(children[parent], pid)
 		}

@@ -61,11 +61,11 @@ func tools() []tool {
 
 // upload is what a user does. Measured is the worker; for stock Cinder it is cinder-volume and glance-api.
 func upload(ctx context.Context, b *bench, w *lab.Worker, volume, digest string) (t took, err error) {
-	m := measure(func() []int { return named("cinder-volume", "glance-api", "qemu-img") })
+	pids := func() []int { return named("cinder-volume", "glance-api", "qemu-img") }
 	if w != nil {
-		m.end()
-		m = measure(func() []int { return []int{w.Pid} })
+		pids = func() []int { return []int{w.Pid} }
 	}
+	m := measure(pids)
 	begin := time.Now()
 	id, err := b.demo.Upload(ctx, volume, lab.Raw("bench"))
 	if err == nil {

@@ -41,8 +41,7 @@ const (
 	goneEvery = 2 * time.Second // between two looks whether the image is still there
 	goneTries = 30              // seconds that its removal is waited for
 
-	nameObject   = "rbd_id."     // object that says which image has a name (include/rbd_types.h RBD_ID_PREFIX)
-	headerObject = "rbd_header." // include/rbd_types.h RBD_HEADER_PREFIX
+	nameObject = "rbd_id." // object that says which image has a name (include/rbd_types.h RBD_ID_PREFIX)
 )
 
 var errGone = refuse("look for the image", worker.ReasonCephRefused, worker.Retry, "it was removed meanwhile")
@@ -89,7 +88,7 @@ func (im *Images) sweep(ctx context.Context) error {
 	if err != nil || known {
 		return err
 	}
-	if err := im.drop(at.Pool, append(at.maps(), headerObject+at.ID)...); err != nil {
+	if err := im.drop(at.Pool, append(at.maps(), headerPrefix+at.ID)...); err != nil {
 		return err
 	}
 	numbers := make([]uint64, at.Objects)

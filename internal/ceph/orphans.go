@@ -24,7 +24,7 @@ import (
 const (
 	directoryObject = "rbd_directory"
 	trashObject     = "rbd_trash"
-	headerPrefix    = "rbd_header."
+	headerPrefix    = "rbd_header." // include/rbd_types.h RBD_HEADER_PREFIX
 	idPrefix        = "id_"
 	namePrefix      = "name_"
 	snapPrefix      = "snapshot_"

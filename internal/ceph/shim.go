@@ -53,7 +53,7 @@ func newSnapID(data *rados.IOContext) (uint64, error) {
 //
 // The thread of librados that ends the opening of an image wakes the caller first and locks a mutex of the image afterwards
 // (librbd/ImageState.cc complete_action_unlock, seen on 16.2.15). Close the image before it gets there, as happens on a
-// busy machine about once in a thousand, and that mutex is freed memory: the thread throws, crashes, or waits for
+// busy machine in about one takeover of three hundred, and that mutex is freed memory: the thread throws, crashes, or waits for
 // ever, and with it every answer that is due to this process, also those of the monitors and the timeouts. Such threads
 // take their turns in one line; who stands in line and is called knows that all before have ended. What librbd opens
 // and closes by itself, such as the parent of a clone that it makes, stays open to it.

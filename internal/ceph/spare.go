@@ -67,7 +67,7 @@ func (im *Images) quickSnapshot(ctx context.Context, io *rados.IOContext, at str
 	defer op.Release()
 	op.AssertExists()
 	op.Exec("rbd", "snapshot_add", snapshotAdd(snap, id))
-	err := op.Operate(io, headerObject+v.id, rados.OperationNoFlag)
+	err := op.Operate(io, headerPrefix+v.id, rados.OperationNoFlag)
 	if is(err, eexist, estale) { // it is there; or a snapshot with a later id was
 		return false, nil
 	}
