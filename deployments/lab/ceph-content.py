@@ -3,7 +3,8 @@
 Usage, with CEPH_CONF set:
   ceph-content.py osds DIRECTORY COUNT   make the ids of COUNT OSDs known; their uuids are in DIRECTORY/osdN/uuid
   ceph-content.py seen                   print which incarnation of each daemon the monitor knows
-  ceph-content.py joined SEEN DAEMON...  wait until it knows a newer incarnation of each DAEMON than SEEN
+  ceph-content.py joined SEEN DAEMON...  wait until it knows a newer incarnation of each DAEMON than SEEN, and until
+                                         each that is an OSD serves what clients ask of it
   ceph-content.py pools COUNT            wait for COUNT OSDs, make the pools, wait until every PG is active+clean
 All are idempotent, and give up after 120 seconds.
 """
@@ -59,6 +60,44 @@ def wait_joined(cluster, before, daemons):
     wait_for(' '.join(daemons) + ' up', joined)
 
 
+def tell(cluster, osd, prefix, **args):
+    """What the OSD says; nothing if it does not answer, as one that is on its way down or up."""
+    code, out, _ = cluster.osd_command(osd, json.dumps({'prefix': prefix, 'format': 'json', **args}), b'', timeout=5)
+    return json.loads(out) if not code and out else {}
+
+
+def laggy(cluster, osd):
+    """The PGs of the OSD that let clients wait because their read lease ran out.
+
+    A PG of one copy that was asked for something while it became active stays so for ever: the state is left when another
+    copy acknowledges the next lease (https://tracker.ceph.com/issues/80404), and there is none.
+    """
+    ops = tell(cluster, osd, 'dump_ops_in_flight').get('ops', [])
+    waiting = {o['description'].split()[1] for o in ops if o['type_data']['flag_point'] == 'waiting for readable'}
+    return {pg for pg in waiting if 'laggy' in tell(cluster, osd, 'query', pgid=pg).get('state', '')}
+
+
+def wait_serving(cluster, osds):
+    """Give each laggy OSD a new interval, which is what ends that state, and wait until none is left.
+
+    Three looks in a row, as it takes the clients a moment to come back with their requests.
+    """
+    good = 0
+
+    def serving():
+        nonlocal good
+        stuck = [osd for osd in osds if laggy(cluster, osd)]
+        for osd in stuck:
+            print('ceph: osd.%d has a laggy PG; told to join anew' % osd, file=sys.stderr)
+            before = json.dumps(seen(cluster))
+            ask(cluster, 'osd down', ids=[str(osd)])
+            wait_joined(cluster, before, ['ceph-osd%d' % osd])
+        good = 0 if stuck else good + 1
+        time.sleep(0.4)
+        return good >= 3
+    wait_for('OSDs that serve: ' + ' '.join(map(str, osds)), serving)
+
+
 def clean(cluster):
     # All PGs count, also those of the pools that Ceph makes for itself (device_health_metrics, .mgr).
     summary = ask(cluster, 'pg stat')['pg_summary']
@@ -88,6 +127,7 @@ def main():
             print(json.dumps(seen(cluster)))
         elif what == 'joined':
             wait_joined(cluster, args[0], args[1:])
+            wait_serving(cluster, [int(d[len('ceph-osd'):]) for d in args[1:] if d.startswith('ceph-osd')])
         else:
             make_pools(cluster, *args)
 
