@@ -70,7 +70,8 @@ def laggy(cluster, osd):
     """The PGs of the OSD that let clients wait because their read lease ran out.
 
     A PG of one copy that was asked for something while it became active stays so for ever: the state is left when another
-    copy acknowledges the next lease (https://tracker.ceph.com/issues/80404), and there is none.
+    copy acknowledges the next lease (https://tracker.ceph.com/issues/80404), and there is none. That leases run out later,
+    because a renewal was lost, is kept away by the read_lease_ratio in ceph.conf.
     """
     ops = tell(cluster, osd, 'dump_ops_in_flight').get('ops', [])
     waiting = {o['description'].split()[1] for o in ops if o['type_data']['flag_point'] == 'waiting for readable'}

@@ -21,6 +21,7 @@ auth_service_required = cephx
 auth_client_required = cephx
 osd_pool_default_size = 1
 osd_pool_default_min_size = 1
+osd_pool_default_read_lease_ratio = 30
 osd_crush_chooseleaf_type = 0
 osd_pool_default_pg_autoscale_mode = off
 osd_pool_default_pg_num = 32
