@@ -196,6 +196,28 @@ func (l *ledger) manifest(volumes map[string]string) lab.Manifest {
 	return m
 }
 
+// deletedByUser reports whether the image was deleted while its job ran.
+func (l *ledger) deletedByUser(image string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	j := l.jobs[image]
+
+	return j != nil && j.Cancelled
+}
+
+// failedUploads lists the images that were uploaded and did not become active.
+func (l *ledger) failedUploads() (images []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, image := range l.order {
+		if r := l.jobs[image].record; r.Strategy == "export-upload" && r.Result != "done" {
+			images = append(images, image)
+		}
+	}
+
+	return images
+}
+
 // results counts the jobs by result, and the failures by reason.
 func (l *ledger) results() (results, reasons map[string]int) {
 	l.mu.Lock()

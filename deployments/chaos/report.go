@@ -18,6 +18,9 @@ import (
 // audit looks at everything, and keeps the manifest so that it can be looked at again.
 func (c *chaos) audit(ctx context.Context) ([]lab.Violation, error) {
 	c.users.retry(ctx)
+	if err := c.sweepUp(ctx); err != nil {
+		return nil, err
+	}
 	begin := time.Now()
 	m := c.ledger.manifest(c.users.digests)
 	if err := save(c.manifest(), m); err != nil {

@@ -290,13 +290,14 @@ func (u *users) retry(ctx context.Context) {
 	}
 }
 
-// remove deletes an image. Glance answers 409 and 500 while it is at work on it.
+// remove deletes an image. Glance answers 409 and 500 while it is at work on it. One that is killed in the middle may leave a
+// row with the status `deleted`, which it shows to everybody and refuses to delete again.
 func (u *users) remove(ctx context.Context, image string) (err error) {
 	for range 20 {
 		if err = u.demo.DeleteImage(ctx, image); err == nil {
 			return nil
 		}
-		if i, look := u.demo.Image(ctx, image); look == nil && i.Status == "" {
+		if i, look := u.demo.Image(ctx, image); look == nil && (i.Status == "" || i.Status == "deleted") {
 			return nil
 		}
 		pause(ctx, time.Second)

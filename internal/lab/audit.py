@@ -69,7 +69,9 @@ class OpenStack:
             path = "/v2/images?limit=200&os_hidden=" + hidden
             while path:
                 page = self.get("image", path)
-                found.update({i["id"]: i for i in page["images"]})
+                # A Glance that is killed in the middle of a delete shows the image as `deleted` ever after, and refuses
+                # another delete. Whether its data is gone, Ceph tells.
+                found.update({i["id"]: i for i in page["images"] if i["status"] != "deleted"})
                 path = page.get("next")
         return found
 
