@@ -240,7 +240,10 @@ func (cl *Claim) Renew(ctx context.Context) error {
 		return nil
 	})
 	if is(err, eshutdown) {
-		go cl.c.drop(cl.k) // waits while another connection is being made
+		go cl.c.drop(cl.k, errFenced) // waits while another connection is being made
+		err = fmt.Errorf("%w: %w", worker.ErrLeaseLost, err)
+	}
+	if errors.Is(err, errSilent) {
 		err = fmt.Errorf("%w: %w", worker.ErrLeaseLost, err)
 	}
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/ceph/go-ceph/rados"
@@ -12,7 +13,9 @@ import (
 )
 
 // control is a connection for journal, leases and health. A cluster has one at a time. A connection that was put on the
-// OSDs' blocklist stays useless for ever, librados says so with ESHUTDOWN; then the next user makes another.
+// OSDs' blocklist stays useless for ever, librados says so with ESHUTDOWN; then the next user makes another. So it does when
+// there was no answer for longer than a lease. A connection of librados 16.2.15 has been seen that never again heard from an
+// OSD that had been killed and was back, while new ones did; by then all leases that were taken over it are lost anyway.
 //
 // A lock belongs to the connection that took it. So a lease that was taken over a connection that is gone can't be
 // renewed, and Renew answers ErrLeaseLost; everything else that a claim does works over any connection.
@@ -24,7 +27,8 @@ type control struct {
 
 	pool, namespace string
 
-	users gate
+	users   gate
+	silence silence
 }
 
 // redial is the least time between two tries to make a control connection: a host may be on the blocklist as a whole.
@@ -32,6 +36,31 @@ const redial = time.Second
 
 // errFenced is what a control connection answers that was fenced.
 var errFenced = fmt.Errorf("the control connection was put on Ceph's blocklist, a new one is made: %w", error(eshutdown))
+
+// errSilent is what a control connection answers that was given up because it answered nothing.
+var errSilent = fmt.Errorf("the control connection heard nothing from Ceph for longer than a lease, a new one is made: %w", error(etimedout))
+
+// silence is how long a connection has been without an answer. Safe for concurrent use.
+type silence struct {
+	mu    sync.Mutex
+	since time.Time // when the first call of those timed out that nothing answered since; zero: it answers
+}
+
+// heard takes how a call ended, and answers for how long calls have done nothing but time out.
+func (s *silence) heard(err error, now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !is(err, etimedout) {
+		s.since = time.Time{}
+
+		return 0
+	}
+	if s.since.IsZero() {
+		s.since = now
+	}
+
+	return now.Sub(s.since)
+}
 
 // dial makes a control connection.
 func (c *Cluster) dial() (*control, error) {
@@ -105,8 +134,8 @@ func (c *Cluster) enter() (*control, error) {
 	return c.control, nil
 }
 
-// drop gives up a control connection that was fenced.
-func (c *Cluster) drop(k *control) {
+// drop gives up a control connection. Those who use it already get why.
+func (c *Cluster) drop(k *control, why error) {
 	c.mu.Lock()
 	current := c.control == k
 	if current {
@@ -114,9 +143,8 @@ func (c *Cluster) drop(k *control) {
 	}
 	c.mu.Unlock()
 	if current {
-		c.opts.Logger.Warn("the control connection was put on Ceph's blocklist, making a new one; the jobs of this worker "+
-			"lose their leases and are taken up again", "address", k.addr)
-		c.retire(k, errFenced)
+		c.opts.Logger.Warn("the jobs of this worker lose their leases and are taken up again", "reason", why, "address", k.addr)
+		c.retire(k, why)
 	}
 }
 
@@ -140,12 +168,20 @@ func on[T any](ctx context.Context, c *Cluster, fn func(*control) (T, error), un
 		}
 		defer k.users.leave()
 		value, err := fn(k)
-		if is(err, eshutdown) {
-			c.drop(k)
-		}
+		c.judge(k, err)
 
 		return value, unfenced(err)
 	}, undo)
+}
+
+// judge gives up a connection over which nothing will come any more.
+func (c *Cluster) judge(k *control, err error) {
+	switch {
+	case is(err, eshutdown):
+		c.drop(k, errFenced)
+	case k.silence.heard(err, time.Now()) >= c.opts.LeaseTTL:
+		c.drop(k, errSilent)
+	}
 }
 
 // onErr is on for a function that only fails or succeeds.

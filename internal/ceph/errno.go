@@ -16,4 +16,5 @@ const (
 	estale    = syscall.ESTALE
 	enotsup   = syscall.EOPNOTSUPP
 	ecanceled = syscall.ECANCELED
+	etimedout = syscall.ETIMEDOUT
 )

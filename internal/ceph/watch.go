@@ -123,12 +123,17 @@ func hold(ctx context.Context, w *rados.Watcher, broken <-chan error) error {
 	}
 }
 
+var errUnheard = errors.New("not everybody who watches the journal has answered")
+
 // notify tells all who watch that a job is to be had. It fails harmlessly: they look by themselves now and then.
 func (c *Cluster) notify(ctx context.Context) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*notifyTimeout, worker.ErrStopping)
 	defer cancel()
 	err := onErr(ctx, c, func(k *control) error {
 		_, _, err := k.io.NotifyWithTimeout(indexObject, nil, notifyTimeout)
+		if is(err, etimedout) { // somebody who watches was silent, not Ceph: see silence
+			return errUnheard
+		}
 
 		return err
 	})
