@@ -45,7 +45,8 @@
 // Every error is a [*worker.Error], except one of the body's source, which is handed through. Glance's revert of a location that
 // it could not finish may delete the RBD image behind it (async_/flows/location_import.py:275): after
 // [worker.ReasonGlanceUnreadable] the image in Ceph has to be looked at anew. An image that stays saving because a
-// glance-api was killed can't be reclaimed: Glance refuses another upload, so it is given up. When the session's token
+// glance-api was killed can't be reclaimed: Glance refuses another upload, so it is given up as
+// [worker.ReasonGlanceUnavailable], and may be discarded. When the session's token
 // expires during an upload Glance deletes the image (api/v2/image_data.py:205-220), which then looks like a deletion by
 // its user; a token that lasts is fetched before.
 package glance

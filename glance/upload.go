@@ -153,15 +153,20 @@ func full(op string, a *keystone.Answer) error {
 		Err: fmt.Errorf("%w; raise the project's quota in Glance, or make space in its store", a.Err())}
 }
 
-// stuck: Glance will not take an upload any more.
+// stuck: Glance will not take an upload any more. An image that stays saving had an upload of ours, or of the worker before,
+// whose Glance died with it; it is no image of somebody else's, and will be discarded as stock Cinder does with it (cinder
+// 21.3 volume/manager.py _delete_image).
 func (u *upload) stuck(img image) error {
-	err := fmt.Errorf("it is %s", img.Status)
+	e := &worker.Error{Op: u.op, Reason: worker.ReasonImageState, Err: fmt.Errorf("it is %s", img.Status)}
 	if img.busy() {
-		err = fmt.Errorf("it is %s for more than %s, and Glance takes no other upload; delete the image, and what is "+
-			"left of it in the store", img.Status, u.client.opts.Patience)
+		e.Err = fmt.Errorf("it is %s for more than %s, and Glance takes no other upload; a part of it may be left in the store",
+			img.Status, u.client.opts.Patience)
+	}
+	if img.Status == "saving" {
+		e.Reason = worker.ReasonGlanceUnavailable
 	}
 
-	return &worker.Error{Op: u.op, Reason: worker.ReasonImageState, Err: err}
+	return e
 }
 
 // verify compares what Glance has with what the source has. It reads the source again when no try of this call did so to

@@ -211,7 +211,7 @@ func TestUploadFindsTheImageActive(t *testing.T) {
 func TestUploadByState(t *testing.T) {
 	data := []byte("some data")
 	for status, reason := range map[string]worker.Reason{
-		"saving": worker.ReasonImageState, "importing": worker.ReasonImageState, "uploading": worker.ReasonImageState,
+		"saving": worker.ReasonGlanceUnavailable, "importing": worker.ReasonImageState, "uploading": worker.ReasonImageState,
 		"killed": worker.ReasonImageState, "deactivated": worker.ReasonMismatch, "deleted": worker.ReasonImageMissing,
 	} {
 		f := newFake(t, glancetest.Config{})
