@@ -67,7 +67,7 @@ func save(file string, v any) error {
 func (c *chaos) counts(found []lab.Violation) map[string]any {
 	results, reasons := c.ledger.results()
 	r := map[string]any{"seed": c.opt.Seed, "seconds": int(c.raged.Seconds()), "violations": len(found), "jobs": len(c.ledger.order),
-		"succeeded": results["done"], "failed": results["failed"], "declined": results["declined"], "cancelled": results["cancelled"],
+		"succeeded": results["done"], "failed": results["failed"], "declined": results["declined"], "cancelled": results["cancelled"], "by_stock": results[byStock],
 		"unfinished": results[""], "lease_seconds": c.opt.Lease.Seconds(), "workers": c.opt.Workers}
 	for name, n := range c.ledger.counts {
 		r[key(name)] = n

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -261,7 +262,8 @@ func (u *users) take(ctx context.Context, r request, j *job) error {
 	for _, v := range found {
 		u.say("VIOLATION %s", v)
 	}
-	if len(found) > 0 || r.keep || j.Cancelled || j.record.Result != "done" && j.record.Result != "declined" {
+	whole := slices.Contains([]string{"done", "declined", byStock}, j.record.Result)
+	if len(found) > 0 || r.keep || j.Cancelled || !whole {
 		return nil
 	}
 	// Booked before: a delete whose answer is lost may have been carried out.
@@ -325,6 +327,22 @@ func (u *users) calmly(ctx context.Context, f func() error) error {
 	return f()
 }
 
+// stock adds what cinder-volume did by itself, because the broker that had just been started again had no queue of the workers
+// in that moment. No journal ever knows of that.
+func (u *users) stock(ctx context.Context, found map[string]lab.Standing) {
+	for _, image := range u.ledger.waiting(time.Minute) {
+		if _, taken := found[image]; taken {
+			continue
+		}
+		if i, err := u.admin.Image(ctx, image); err == nil && i.Status == "active" {
+			found[image] = lab.Standing{Closed: true, Result: byStock}
+		}
+	}
+}
+
+// byStock is the result of a request that was served without us.
+const byStock = "stock"
+
 // watch books the ends of jobs until ctx ends.
 func (u *users) watch(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -332,6 +350,9 @@ func (u *users) watch(ctx context.Context) {
 			found, err := u.look.Records(images)
 			if err != nil {
 				u.say("look at the journal: %v", err)
+			}
+			if err == nil {
+				u.stock(ctx, found)
 			}
 			u.ledger.end(found)
 		}
