@@ -241,9 +241,8 @@ func (cl *Claim) Renew(ctx context.Context) error {
 	})
 	if is(err, eshutdown) {
 		go cl.c.drop(cl.k, errFenced) // waits while another connection is being made
-		err = fmt.Errorf("%w: %w", worker.ErrLeaseLost, err)
 	}
-	if errors.Is(err, errSilent) {
+	if is(err, eshutdown) || errors.Is(err, errSilent) {
 		err = fmt.Errorf("%w: %w", worker.ErrLeaseLost, err)
 	}
 
