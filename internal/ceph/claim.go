@@ -231,22 +231,26 @@ func (cl *Claim) note(raw []byte) error {
 // taken over a connection that is gone is lost: see control.
 func (cl *Claim) Renew(ctx context.Context) error {
 	err := throughErr(ctx, &cl.k.users, func() error {
-		for _, object := range cl.leases() { // waits for a Release, so not before ctx is looked at
-			if err := cl.renew(object); err != nil {
-				return err
-			}
-		}
+		err := cl.renewAll()
+		go cl.c.judge(cl.k, err) // waits while another connection is being made
 
-		return nil
+		return err
 	})
-	if is(err, eshutdown) {
-		go cl.c.drop(cl.k, errFenced) // waits while another connection is being made
-	}
 	if is(err, eshutdown) || errors.Is(err, errSilent) {
 		err = fmt.Errorf("%w: %w", worker.ErrLeaseLost, err)
 	}
 
 	return classify("renew the lease on job "+cl.key, err)
+}
+
+func (cl *Claim) renewAll() error {
+	for _, object := range cl.leases() { // waits for a Release, so not before ctx is looked at
+		if err := cl.renew(object); err != nil {
+			return err
+		}
+	}
+
+	return nil
 }
 
 func (cl *Claim) leases() []string {
