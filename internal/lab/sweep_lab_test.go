@@ -164,9 +164,10 @@ func (s *sweep) counted(l *lane) (most int) {
 	defer f.Close()
 	sent := map[string]int{}
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if thread, _, ok := strings.Cut(lines.Text(), " sendmsg("); ok || strings.HasPrefix(lines.Text(), "sendmsg(") {
-			sent[strings.TrimSpace(thread)]++
-			most = max(most, sent[strings.TrimSpace(thread)])
+		// A thread's id comes first, but where one thread alone is traced.
+		if thread, _, ok := strings.Cut(lines.Text(), "sendmsg("); ok {
+			sent[thread]++
+			most = max(most, sent[thread])
 		}
 	}
 
@@ -276,18 +277,26 @@ func traced(task string) bool {
 	return !strings.Contains(string(b), "TracerPid:\t0\n")
 }
 
-// controlThread is the oldest thread that sends for librados.
+// controlThread is the oldest thread that sends for librados: the control connection is made first.
 func controlThread(w *world, tasks string) string {
 	w.t.Helper()
 	all, err := os.ReadDir(tasks)
 	w.must(err)
+	oldest := 0
 	for _, task := range all {
 		name, err := os.ReadFile(filepath.Join(tasks, task.Name(), "comm"))
-		if err == nil && strings.HasPrefix(string(name), "msgr-worker") {
-			return task.Name()
+		if err != nil || !strings.HasPrefix(string(name), "msgr-worker") {
+			continue
+		}
+		id, err := strconv.Atoi(task.Name())
+		w.must(err)
+		if oldest == 0 || id < oldest {
+			oldest = id
 		}
 	}
-	w.t.Fatal("no thread of the worker sends for librados")
+	if oldest == 0 {
+		w.t.Fatal("no thread of the worker sends for librados")
+	}
 
-	return ""
+	return strconv.Itoa(oldest)
 }
