@@ -137,9 +137,13 @@ func TestMeter(t *testing.T) {
 
 func TestParse(t *testing.T) {
 	t.Setenv("BENCH_RUNS", "2")
-	o, err := parse([]string{"-sizes", "1,2", "-thin", "", "lab.env"})
+	o, err := parse([]string{"-sizes", "1,2", "-thin", "", "-tools", "stock,rbd cp", "lab.env"})
 	if err != nil || o.Runs != 2 || len(o.Sizes) != 2 || len(o.Thin) != 0 || o.Env != "lab.env" {
 		t.Errorf("%+v, %v", o, err)
+	}
+	b := &bench{opt: o}
+	if some := b.tools(); len(some) != 2 || some[0].name != stock || some[1].name != rbdCopy {
+		t.Errorf("chosen were %d tools", len(some))
 	}
 	for _, wrong := range [][]string{{}, {"-sizes", "x", "lab.env"}, {"-sizes", "0", "lab.env"}, {"a", "b"}} {
 		if _, err := parse(wrong); err == nil {

@@ -23,12 +23,12 @@ func (b *bench) everything(ctx context.Context) error {
 		return err
 	}
 	for _, gib := range b.opt.Sizes {
-		if err := b.sideBySide(ctx, filled, gib, 40, tools()); err != nil {
+		if err := b.sideBySide(ctx, filled, gib, 40, b.tools()); err != nil {
 			return err
 		}
 	}
 	for _, gib := range b.opt.Thin {
-		ours := slices.DeleteFunc(tools(), func(t tool) bool { return t.name != early && t.name != late && t.name != copying })
+		ours := slices.DeleteFunc(b.tools(), func(t tool) bool { return t.name != early && t.name != late && t.name != copying })
 		if err := b.sideBySide(ctx, thin, gib, 0, ours); err != nil {
 			return err
 		}
@@ -43,6 +43,11 @@ func (b *bench) everything(ctx context.Context) error {
 	}
 
 	return nil
+}
+
+// tools are those that were chosen.
+func (b *bench) tools() []tool {
+	return slices.DeleteFunc(tools(), func(t tool) bool { return len(b.opt.Tools) > 0 && !slices.Contains(b.opt.Tools, t.name) })
 }
 
 // sideBySide runs the tools in turns on one volume.

@@ -36,6 +36,7 @@ type options struct {
 	Once    int   // GiB: from this size on there is one run
 	Burst   int   // volumes at a time
 	Workers []int // numbers of workers to compare
+	Tools   []string
 	Out     string
 	Plots   string // folder; "": none
 	Env     string
@@ -60,7 +61,7 @@ func main() {
 
 func parse(args []string) (options, error) {
 	var o options
-	var sizes, thin, workers string
+	var sizes, thin, workers, only string
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.Usage = func() { fmt.Fprint(f.Output(), usageText); f.PrintDefaults() }
 	f.StringVar(&sizes, "sizes", "1,4,16", "GiB of volumes with 40 % data")
@@ -69,6 +70,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.Once, "once", 16, "GiB from which on there is one run")
 	f.IntVar(&o.Burst, "burst", 100, "volumes of 100 GiB without data, all at once to one worker; 0: none")
 	f.StringVar(&workers, "workers", "1,2,4", "numbers of workers that serve the burst")
+	f.StringVar(&only, "tools", "", "only these, such as stock,cinderlift early; empty: all")
 	f.StringVar(&o.Out, "out", "build/bench.json", "where the figures go")
 	f.StringVar(&o.Plots, "plots", "", "folder for the plots (SVG); empty: none")
 	var wrong error
@@ -84,6 +86,7 @@ func parse(args []string) (options, error) {
 		return o, errors.New("name the lab.env of a running lab")
 	}
 	o.Env = f.Arg(0)
+	o.Tools = strings.FieldsFunc(only, func(r rune) bool { return r == ',' })
 	for text, list := range map[*string]*[]int{&sizes: &o.Sizes, &thin: &o.Thin, &workers: &o.Workers} {
 		var err error
 		*list, err = numbers(*text)

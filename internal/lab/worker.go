@@ -57,7 +57,7 @@ func (l *Lab) Binary() string {
 		return b
 	}
 
-	return filepath.Join(filepath.Dir(l.Env["LAB_COMMAND"]), "..", "..", "build", "cinderlift")
+	return filepath.Join(l.Env["LAB_REPOSITORY"], "build", "cinderlift")
 }
 
 // StartWorker starts `cinderlift serve` with Settings and more, and waits until it is ready. Its log goes into file, or
