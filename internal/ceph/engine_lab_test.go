@@ -165,6 +165,9 @@ func TestReadersDuringFlatten(t *testing.T) {
 			}
 		})
 	}
+	for at, snap := range map[strategies.Ref]string{m.Dst: strategies.GlanceSnapshot, child: ""} {
+		beside.Go(func() { holdOpen(ctx, t, at, snap, want, &reads) })
+	}
 	beside.Go(func() {
 		writer := labRig(t)
 		for n := int64(0); ctx.Err() == nil; n = (n + 1) % objects {
@@ -197,6 +200,30 @@ func TestReadersDuringFlatten(t *testing.T) {
 	}
 	mapsAgree(t, m.Dst)
 	r.Backdoor.Drop(t, child)
+}
+
+// holdOpen reads over one handle that it opened before, as a guest does whose disk is a clone of the image: it still believes in
+// the parent when that is gone.
+func holdOpen(ctx context.Context, t *testing.T, at strategies.Ref, snap string, want []byte, reads *atomic.Int64) {
+	t.Helper()
+	err := labImages(t).reading(at, snap, func(image *rbd.Image) error {
+		got := make([]byte, len(want))
+		for again := true; again; { // once more after the end
+			again = ctx.Err() == nil
+			if _, err := image.ReadAt(got, 0); err != nil {
+				return err
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("%s@%s, held open, had other bytes for a moment", at, snap)
+			}
+			reads.Add(1)
+		}
+
+		return nil
+	})
+	if err != nil {
+		t.Errorf("hold %s@%s open: %v", at, snap, err)
+	}
 }
 
 // TestLimitSlowsDown: a copy keeps to its rate, and goes on at full speed when the limit is lifted under way.

@@ -63,7 +63,7 @@ type flattening struct {
 //
 //  1. No object map. One that an earlier call left may say of an object that it is there before it is.
 //  2. Copy objects. A reader finds an object in the clone, or reads it through the parent: the same bytes.
-//  3. When all are there: object maps, rebuilt from what is really there, for the head and for the snapshot. Both
+//  3. When all are there, which is asked of the OSDs: object maps that say so, for the head and for the snapshot. Both
 //     before the detach: once the parent is gone, readers get zeros for what the map does not have.
 //  4. Detach. With nothing left to copy, librbd's flatten does only that.
 //
@@ -215,49 +215,6 @@ func (im *Images) filling(at strategies.Ref, dst target, src place, p worker.Pro
 func (f *filling) close() {
 	f.from.close()
 	f.to.Destroy()
-}
-
-// buildMaps gives a filled image an object map for each of the versions, and then asks the maps whether all objects are
-// there: the independent proof that the fill was complete.
-func (im *Images) buildMaps(ctx context.Context, io *rados.IOContext, at strategies.Ref, there []uint64, snaps ...string) error {
-	err := im.image(at, func(image *rbd.Image) error { return image.UpdateFeatures(mapFeatures, true) })
-	if err != nil {
-		return fmt.Errorf("switch the object map on: %w", err)
-	}
-	for _, snap := range snaps {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if err := rebuildObjectMap(io, at.Image, snap); err != nil {
-			return err
-		}
-	}
-	for _, snap := range snaps {
-		if err := im.compare(ctx, at, snap, there); err != nil {
-			return err
-		}
-	}
-
-	return nil
-}
-
-func (im *Images) compare(ctx context.Context, at strategies.Ref, snap string, want []uint64) error {
-	return im.reading(at, snap, func(image *rbd.Image) error {
-		info, err := image.Stat()
-		if err != nil {
-			return err
-		}
-		have, err := numbers(ctx, image, info.Obj_size, rbd.ExcludeParent)
-		if err != nil {
-			return err
-		}
-		if missing := lacks(have, want); len(missing) > 0 {
-			return refuse("compare "+at.String()+"@"+snap, worker.ReasonMismatch, worker.Retry,
-				"%d of %d objects are not there, the first is %d", len(missing), len(want), missing[0])
-		}
-
-		return nil
-	})
 }
 
 // errNotPlain: the bytes of an image do not follow each other from object to object.

@@ -16,7 +16,7 @@ import (
 
 // What happens when the user deletes an image while it is flattened. Its removal takes away the objects that are there,
 // one after the other; a fill that runs meanwhile puts objects behind it, which then belong to no image and which nobody
-// ever finds, and so does the rebuilding of an object map. So the fill looks now and then whether the image has its name, and what it has put there is removed once the
+// ever finds, and so does librbd when it makes an object map. So the fill looks now and then whether the image has its name, and what it has put there is removed once the
 // image is gone. Which image that was is in the journal before the first object: a worker that dies just then leaves it
 // to the next.
 
@@ -30,12 +30,10 @@ type filled struct {
 	Snap    uint64 `json:"snap"` // id of Glance's snapshot
 }
 
-// maps are the names of its object maps (include/rbd_types.h RBD_OBJECT_MAP_PREFIX).
-func (f filled) maps() []string {
-	return []string{"rbd_object_map." + f.ID, f.snapMap()}
-}
+// maps are the names of its object maps.
+func (f filled) maps() []string { return []string{mapObject(f.ID, noSnap), f.snapMap()} }
 
-func (f filled) snapMap() string { return fmt.Sprintf("rbd_object_map.%s.%016x", f.ID, f.Snap) }
+func (f filled) snapMap() string { return mapObject(f.ID, f.Snap) }
 
 const (
 	goneEvery = 2 * time.Second // between two looks whether the image is still there
@@ -248,7 +246,7 @@ func (f *flattening) reseal(ctx context.Context) error {
 	if v.standing != ours {
 		return f.judge(ctx, errGone)
 	}
-	if at := f.im.filled.Load(); at != nil && at.Pool == f.m.Dst.Pool { // its map may have been rebuilt behind its removal
+	if at := f.im.filled.Load(); at != nil && at.Pool == f.m.Dst.Pool { // its map may have been made behind its removal
 		if err := f.im.drop(at.Pool, at.snapMap()); err != nil {
 			return err
 		}

@@ -1,5 +1,5 @@
-// What go-ceph does not have: copy_from exists only in librados's C++ interface, rebuilding an object map is not bound, and
-// go-ceph has no asynchronous calls to wait for.
+// What go-ceph does not have: copy_from exists only in librados's C++ interface, and go-ceph has no asynchronous calls to wait
+// for.
 #include "shim.h"
 
 #include <cerrno>
@@ -9,7 +9,6 @@
 #include <new>
 
 #include <rados/librados.hpp>
-#include <rbd/librbd.h>
 
 extern "C" void clCopied(uintptr_t handle, int result);  // in shim.go
 
@@ -63,8 +62,6 @@ int return_of_callbacks(rados_ioctx_t io)
   return 0;
 }
 
-int no_progress(uint64_t, uint64_t, void *) { return 0; }
-
 }  // namespace
 
 extern "C" int cl_copy_start(rados_ioctx_t to, const char *dst, rados_ioctx_t from, const char *src, uintptr_t handle)
@@ -85,17 +82,4 @@ extern "C" int cl_return(rados_ioctx_t io)
   } catch (...) {
     return -ENOMEM;
   }
-}
-
-extern "C" int cl_rebuild_object_map(rados_ioctx_t io, const char *name, const char *snap)
-{
-  rbd_image_t image;
-  int r = rbd_open(io, name, &image, snap);
-  if (r < 0) {
-    return r;
-  }
-  r = rbd_rebuild_object_map(image, no_progress, nullptr);
-  int returned = cl_return(io);  // see closeImage
-  int closed = rbd_close(image);
-  return r < 0 ? r : closed < 0 ? closed : returned;
 }

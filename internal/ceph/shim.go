@@ -8,7 +8,6 @@ import "C"
 
 import (
 	"errors"
-	"fmt"
 	"runtime/cgo"
 	"syscall"
 	"unsafe"
@@ -61,23 +60,6 @@ func closeImage(io *rados.IOContext, image *rbd.Image) error {
 	returned := errnoError(C.cl_return(C.rados_ioctx_t(io.Pointer())))
 
 	return errors.Join(image.Close(), returned)
-}
-
-// rebuildObjectMap is cl_rebuild_object_map; snap "" means the head. It opens the image itself: there must be no other
-// handle on it in this process that is at work.
-func rebuildObjectMap(io *rados.IOContext, image, snap string) error {
-	cImage := C.CString(image)
-	defer C.free(unsafe.Pointer(cImage))
-	var cSnap *C.char
-	if snap != "" {
-		cSnap = C.CString(snap)
-		defer C.free(unsafe.Pointer(cSnap))
-	}
-	if err := errnoError(C.cl_rebuild_object_map(C.rados_ioctx_t(io.Pointer()), cImage, cSnap)); err != nil {
-		return fmt.Errorf("rebuild the object map of %s@%s: %w", image, snap, err)
-	}
-
-	return nil
 }
 
 // unwatch is rados_unwatch2 and no more. Watcher.Delete closes the watcher's channels as well, while a callback may be about

@@ -18,9 +18,6 @@ int cl_copy_start(rados_ioctx_t to, const char *dst, rados_ioctx_t from, const c
 // cl_return waits until librados has come back from every callback that was due when it was called. 0, or a negative errno.
 int cl_return(rados_ioctx_t io);
 
-// cl_rebuild_object_map makes the object map of an image (of its snapshot, when snap is not NULL) say what is there.
-int cl_rebuild_object_map(rados_ioctx_t io, const char *image, const char *snap);
-
 #ifdef __cplusplus
 }
 #endif

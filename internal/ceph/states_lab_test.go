@@ -92,13 +92,8 @@ func TestMapsBeforeDetach(t *testing.T) {
 		if len(there) != 6 {
 			t.Fatalf("objects %v are there, want all 6", there)
 		}
-		must(t, im.image(m.Dst, func(image *rbd.Image) error { return image.UpdateFeatures(mapFeatures, true) }))
-		must(t, rebuildObjectMap(io, m.Dst.Image, rbd.NoSnapshot))
-		must(t, im.compare(t.Context(), m.Dst, rbd.NoSnapshot, there))
-		must(t, rebuildObjectMap(io, m.Dst.Image, strategies.GlanceSnapshot))
-		must(t, im.compare(t.Context(), m.Dst, strategies.GlanceSnapshot, there))
 
-		return nil
+		return im.buildMaps(t.Context(), io, m.Dst, there, rbd.NoSnapshot, strategies.GlanceSnapshot)
 	}))
 	// An object that is lost between fill and detach has to stop the detach.
 	must(t, im.pool(m.Dst.Pool, func(io *rados.IOContext) error {

@@ -37,10 +37,10 @@ func writers() map[string][]string {
 		"Images.Protect":     {"rbd_snap_protect"},
 		"Images.Release":     release,
 		"Images.Clone":       append([]string{"rbd_clone3", "rbd_metadata_set", "rbd_metadata_remove"}, discard...),
-		"Images.CopyObjects": append([]string{"rbd_create4", "copy_object", object, "rbd_update_features", "rbd_rebuild_object_map"}, discard...),
+		"Images.CopyObjects": append([]string{"rbd_create4", "copy_object", object, "rbd_update_features"}, discard...),
 		"Images.Prepare":     reads,
 		"Images.Seal":        {object, "rbd_snap_create", "rbd_snap_protect", "rbd_metadata_set"},
-		"Images.Flatten":     {"copy_object", object, "rbd_update_features", "rbd_rebuild_object_map", "rbd_flatten_with_progress"},
+		"Images.Flatten":     {"copy_object", object, "rbd_update_features", "rbd_flatten_with_progress"},
 		"Images.Discard":     append([]string{"rados_remove"}, discard...), // rados_remove: TestDeleteInFlatten
 	}
 }
