@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -98,6 +99,13 @@ func (c *Cluster) open() (*Cluster, error) {
 	return c, nil
 }
 
+// lean keeps small what a connection costs, since a worker has one for each job: 1.3 MiB instead of 2.0 on 16.2.15. One thread
+// sends and receives, which is enough where no data goes through us, and for an upload; librados keeps fewer messages in memory
+// for the log of a crash.
+func lean() map[string]string {
+	return map[string]string{"ms_async_op_threads": "1", "log_max_recent": "10"}
+}
+
 // connect makes a connection with some options of Ceph set.
 func (c *Cluster) connect(conf map[string]string) (*rados.Conn, error) {
 	conn, err := rados.NewConnWithClusterAndUser(c.opts.Name, "client."+c.opts.User)
@@ -112,7 +120,9 @@ func (c *Cluster) connect(conf map[string]string) (*rados.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration %s: %w", cmp.Or(c.opts.ConfFile, "(default)"), err)
 	}
-	for key, value := range conf {
+	all := lean()
+	maps.Copy(all, conf)
+	for key, value := range all {
 		if err := conn.SetConfigOption(key, value); err != nil {
 			return nil, fmt.Errorf("set %s=%s: %w", key, value, err)
 		}

@@ -91,7 +91,7 @@ func (im *Images) mapped(at strategies.Ref, snaps []string) (m mapped, err error
 			return err
 		}
 		for _, snap := range snaps {
-			id := uint64(noSnap)
+			id := noSnap
 			if snap != rbd.NoSnapshot {
 				if id, err = image.GetSnapID(snap); err != nil {
 					return fmt.Errorf("look for the snapshot %s: %w", snap, err)
