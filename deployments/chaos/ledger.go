@@ -205,6 +205,15 @@ func (l *ledger) deletedByUser(image string) bool {
 	return j != nil && j.Cancelled
 }
 
+// passedOver reports whether the image's job failed because its workers died, again and again.
+func (l *ledger) passedOver(image string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	j := l.jobs[image]
+
+	return j != nil && j.record.Result == "failed" && j.record.Reason == "attempts"
+}
+
 // failedUploads lists the images that were uploaded and did not become active.
 func (l *ledger) failedUploads() (images []string) {
 	l.mu.Lock()
