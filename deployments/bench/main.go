@@ -36,6 +36,7 @@ type options struct {
 	Once    int   // GiB: from this size on there is one run
 	Burst   int   // volumes at a time
 	Workers []int // numbers of workers to compare
+	Beside  int   // seconds that a client is watched beside each tool
 	Out     string
 	Plots   string // folder; "": none
 	Env     string
@@ -68,6 +69,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.Runs, "runs", 5, "of each tool on each volume")
 	f.IntVar(&o.Once, "once", 16, "GiB from which on there is one run")
 	f.IntVar(&o.Burst, "burst", 100, "volumes of 100 GiB without data, all at once to one worker; 0: none")
+	f.IntVar(&o.Beside, "beside", 10, "seconds that a client's latency is watched beside each tool, in each run; 0: not")
 	f.StringVar(&workers, "workers", "1,2,4", "numbers of workers that serve the burst")
 	f.StringVar(&o.Out, "out", "build/bench.json", "where the figures go")
 	f.StringVar(&o.Plots, "plots", "", "folder for the plots (SVG); empty: none")
