@@ -18,7 +18,7 @@ func sample() *report {
 	r := &report{}
 	add := func(what, tool string, gib int, active, released, cpu, net float64, rss int64) {
 		sec := func(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
-		r.add(what, tool, gib, took{sec(active), sec(released), usage{sec(cpu), int64(net), rss << 20}})
+		r.add(what, tool, gib, took{active: sec(active), released: sec(released), usage: usage{sec(cpu), int64(net), rss << 20}})
 	}
 	for _, gib := range []int{1, 4, 16} {
 		for _, more := range []float64{0, 1, 5} { // the median is 1 above
@@ -35,6 +35,10 @@ func sample() *report {
 	add(thin, early, 1024, 2.2, 5, 0.1, 1<<20, 50)
 	add(burst, early+", 1 workers", 100, 12, 24, 1, 1<<20, 120)
 	add(burst, early+", 4 workers", 100, 12, 12, 1, 1<<20, 400)
+	for n, tool := range []string{alone, copying, careful, greedy, rbdCopy, rbdClone, stock} {
+		f := float64(n + 2)
+		r.add(besides, tool, 4, took{felt: felt{Writes: 500, P50: f, P99: 10 * f, P999: 20 * f, Reads: 500, ReadP50: 1, ReadP99: 5 + f, ReadP999: 9}})
+	}
 	r.derive()
 
 	return r
@@ -46,6 +50,7 @@ func TestRatios(t *testing.T) {
 		"active_early_vs_stock": 41. / 2, "active_late_vs_stock": 41. / 7, "active_1tib_vs_1gib": 1.1, "burst_100_active_s": 12,
 		"released_vs_rbd_cp": 13. / 9, "data_share_through_worker": 8. / 1024 / 1.6, "cpu_vs_rbd_cp": 0.1, "worker_rss_mib": 120,
 		"export_vs_rbd_export": 37. / 33, "growth_1_to_4_workers": 2, "growth_1_to_16_gib " + stock: 161. / 11,
+		"client_p99_beside_copy": 1.5, "client_p99_write " + rbdCopy: 3, "client_p99_read " + rbdCopy: 11. / 7,
 	} {
 		if got := r.Ratios[name]; math.Abs(got-want) > 1e-6*want {
 			t.Errorf("%s is %g, want %g", name, got, want)
@@ -79,7 +84,7 @@ func TestWritten(t *testing.T) {
 	var back struct {
 		Runs []map[string]any
 	}
-	if err != nil || json.Unmarshal(b, &back) != nil || len(back.Runs) != 66 {
+	if err != nil || json.Unmarshal(b, &back) != nil || len(back.Runs) != 73 {
 		t.Fatalf("%v, %d runs", err, len(back.Runs))
 	}
 	for _, key := range []string{"case", "tool", "gib", "active_s", "released_s", "cpu_s", "net_bytes", "rss_mib"} {
@@ -87,7 +92,15 @@ func TestWritten(t *testing.T) {
 			t.Errorf("a run lacks %s", key)
 		}
 	}
-	for _, name := range []string{"active", "released", "cpu"} {
+	for _, key := range []string{"p50_ms", "p99_ms", "p999_ms", "read_p50_ms", "read_p99_ms", "read_p999_ms"} {
+		if _, there := back.Runs[0][key]; there {
+			t.Errorf("a run with no client beside it has %s", key)
+		}
+		if v, _ := back.Runs[72][key].(float64); v <= 0 {
+			t.Errorf("a run beside a client has %s %v", key, back.Runs[72][key])
+		}
+	}
+	for _, name := range []string{"active", "released", "cpu", "beside"} {
 		svg, err := os.ReadFile(filepath.Join(o.Plots, name+".svg"))
 		if err != nil || !bytes.Contains(svg, []byte("<svg")) {
 			t.Errorf("%s: %v", name, err)
@@ -95,8 +108,48 @@ func TestWritten(t *testing.T) {
 	}
 	var out strings.Builder
 	sample().print(&out)
-	if !strings.Contains(out.String(), "| active_early_vs_stock") {
+	if !strings.Contains(out.String(), "| active_early_vs_stock") || !strings.Contains(out.String(), "| a client beside") {
 		t.Errorf("printed:\n%s", out.String())
+	}
+}
+
+// TestOperations: fio 3.33 wrote these lines. Only what ended inside a window counts.
+func TestOperations(t *testing.T) {
+	all, err := operations([]byte("1795870602888, 21254091, 0, 4096, 0\n1795870602893, 6973929, 0, 4096, 0\n" +
+		"1795870602893, 26670350, 1, 4096, 0\n1795870607921, 13564502, 1, 4096, 0\n1795870607931, 23419990, 1, 4096, 0\n"))
+	if err != nil || len(all) != 5 {
+		t.Fatalf("%v, %v", all, err)
+	}
+	at := func(ms int64) time.Time { return time.UnixMilli(1795870600000 + ms) }
+	got := summary(all, []window{{at(2890), at(2893)}, {at(7000), at(7925)}})
+	want := felt{
+		Writes: 2, P50: 13.564502, P99: 26.67035, P999: 26.67035, Reads: 1, ReadP50: 6.973929, ReadP99: 6.973929, ReadP999: 6.973929,
+	}
+	if got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	for _, wrong := range []string{"x, 1, 1\n", "1, x, 1\n", "1\n"} {
+		if all, err := operations([]byte(wrong)); err == nil {
+			t.Errorf("%q was read as %v", wrong, all)
+		}
+	}
+}
+
+func TestQuantile(t *testing.T) {
+	var list []float64
+	for n := range 1000 {
+		list = append(list, float64(n+1))
+	}
+	for permille, want := range map[int]float64{1: 1, 500: 500, 990: 990, 999: 999, 1000: 1000} {
+		if got := quantile(list, permille); got != want {
+			t.Errorf("%d of a thousand: %g, want %g", permille, got, want)
+		}
+	}
+	if got := quantile(list[:500], 999); got != 500 {
+		t.Errorf("99.9 %% of 500 values is %g, want the largest", got)
+	}
+	if got := quantile(nil, 990); got != 0 {
+		t.Errorf("of nothing: %g", got)
 	}
 }
 

@@ -16,6 +16,8 @@ const (
 	filled = "40 % data"
 	thin   = "thin"
 	burst  = "burst"
+
+	besides = "beside"
 )
 
 func (b *bench) everything(ctx context.Context) error {
@@ -26,6 +28,9 @@ func (b *bench) everything(ctx context.Context) error {
 		if err := b.sideBySide(ctx, filled, gib, 40, b.tools()); err != nil {
 			return err
 		}
+	}
+	if err := b.beside(ctx); err != nil {
+		return err
 	}
 	for _, gib := range b.opt.Thin {
 		ours := slices.DeleteFunc(b.tools(), func(t tool) bool { return t.name != early && t.name != late && t.name != copying })
@@ -69,13 +74,13 @@ func (b *bench) sideBySide(ctx context.Context, what string, gib, percent int, l
 	}
 	for range runs {
 		for _, t := range list {
-			took, err := b.once(ctx, t, volume, digest)
+			last, err := b.once(ctx, t, volume, digest)
 			if err != nil {
 				return fmt.Errorf("%s, %d GiB: %w", t.name, gib, err)
 			}
-			b.report.add(what, t.name, gib, took)
+			b.report.add(what, t.name, gib, last)
 			b.say("%-9s %4d GiB  %-20s active %6.2f s, released %6.2f s, CPU %6.2f s, %7.1f MiB over the network, %4d MiB RSS", what, gib,
-				t.name, took.active.Seconds(), took.released.Seconds(), took.CPU.Seconds(), float64(took.Net)/(1<<20), took.RSS>>20)
+				t.name, last.active.Seconds(), last.released.Seconds(), last.CPU.Seconds(), float64(last.Net)/(1<<20), last.RSS>>20)
 		}
 	}
 
@@ -88,16 +93,19 @@ func (b *bench) once(ctx context.Context, t tool, volume, digest string) (took, 
 	if err := b.plug(ctx, t); err != nil {
 		return took{}, err
 	}
-	if t.set == nil {
-		return t.run(ctx, b, nil, volume, digest)
+	var w *lab.Worker
+	if t.set != nil {
+		var err error
+		if w, err = b.lab.StartWorker(ctx, t.set, "", nil); err != nil {
+			return took{}, err
+		}
+		defer func() { _ = w.Stop() }() // an error shows in what it did
 	}
-	w, err := b.lab.StartWorker(ctx, t.set, "", nil)
-	if err != nil {
-		return took{}, err
-	}
-	defer func() { _ = w.Stop() }() // an error shows in what it did
+	begin := time.Now()
+	done, err := t.run(ctx, b, w, volume, digest)
+	done.begin = begin
 
-	return t.run(ctx, b, w, volume, digest)
+	return done, err
 }
 
 // plug sets Cinder and Ceph up for a tool. Restarting Cinder takes seconds, so it is done only when it has to be.

@@ -37,6 +37,7 @@ type options struct {
 	Burst   int   // volumes at a time
 	Workers []int // numbers of workers to compare
 	Tools   []string
+	Beside  int // seconds that a client is watched beside each tool
 	Out     string
 	Plots   string // folder; "": none
 	Env     string
@@ -69,6 +70,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.Runs, "runs", 5, "of each tool on each volume")
 	f.IntVar(&o.Once, "once", 16, "GiB from which on there is one run")
 	f.IntVar(&o.Burst, "burst", 100, "volumes of 100 GiB without data, all at once to one worker; 0: none")
+	f.IntVar(&o.Beside, "beside", 10, "seconds that a client's latency is watched beside each tool, in each run; 0: not")
 	f.StringVar(&workers, "workers", "1,2,4", "numbers of workers that serve the burst")
 	f.StringVar(&only, "tools", "", "only these, such as stock,cinderlift early; empty: all")
 	f.StringVar(&o.Out, "out", "build/bench.json", "where the figures go")

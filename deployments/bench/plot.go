@@ -29,8 +29,45 @@ func (r *report) plot(folder string) error {
 			return fmt.Errorf("plot %s: %w", p.name, err)
 		}
 	}
+	if err := r.drawBesides(filepath.Join(folder, besides+".svg")); err != nil {
+		return fmt.Errorf("plot %s: %w", besides, err)
+	}
 
 	return nil
+}
+
+// drawBesides draws what a client waits for, a pair of bars for each tool beside it.
+func (r *report) drawBesides(file string) error {
+	list := r.besides()
+	if len(list) == 0 {
+		return nil
+	}
+	list = append([]string{alone}, list...)
+	p := plot.New()
+	p.Title.Text = "99 of 100 operations of a client took at most"
+	p.X.Label.Text = "ms, beside"
+	p.Legend.Top = true
+	width := vg.Points(9)
+	for n, c := range []struct {
+		name   string
+		column func(line) float64
+	}{{"writes of 4 KiB", p99}, {"reads of 4 KiB", readP99}} {
+		var values plotter.Values
+		for _, tool := range list {
+			values = append(values, r.beside(tool, c.column))
+		}
+		bars, err := plotter.NewBarChart(values, width)
+		if err != nil {
+			return err
+		}
+		bars.Horizontal, bars.Color, bars.LineStyle.Width = true, plotutil.Color(n), 0
+		bars.Offset = width*vg.Length(n) - width/2
+		p.Add(bars)
+		p.Legend.Add(c.name, bars)
+	}
+	p.NominalY(list...)
+
+	return p.Save(18*vg.Centimeter, 10*vg.Centimeter, file)
 }
 
 func (r *report) draw(file, title string, column func(line) float64) error {

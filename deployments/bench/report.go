@@ -21,6 +21,7 @@ type line struct {
 	CPU      float64 `json:"cpu_s"`
 	Net      int64   `json:"net_bytes"`
 	RSS      float64 `json:"rss_mib"`
+	felt
 }
 
 type report struct {
@@ -31,7 +32,7 @@ type report struct {
 
 func (r *report) add(what, tool string, gib int, t took) {
 	r.Runs = append(r.Runs, line{what, tool, gib, t.active.Seconds(), t.released.Seconds(), t.CPU.Seconds(), t.Net,
-		float64(t.RSS) / (1 << 20)})
+		float64(t.RSS) / (1 << 20), t.felt})
 }
 
 // figures of one column of one tool in one case, sorted.
@@ -60,6 +61,12 @@ func released(l line) float64 { return l.Released }
 func cpu(l line) float64      { return l.CPU }
 func network(l line) float64  { return float64(l.Net) }
 func rss(l line) float64      { return l.RSS }
+func p50(l line) float64      { return l.P50 }
+func p99(l line) float64      { return l.P99 }
+func p999(l line) float64     { return l.P999 }
+func readP50(l line) float64  { return l.ReadP50 }
+func readP99(l line) float64  { return l.ReadP99 }
+func readP999(l line) float64 { return l.ReadP999 }
 
 // target is a row of the table of what is to be reached.
 type target struct {
@@ -142,6 +149,9 @@ func targets() []target {
 		{"export_vs_rbd_export", "rbd export piped into Glance / export", "1 or more", func(r *report) float64 {
 			return r.quotient(r.at(filled, piped, r.reference(), active), r.at(filled, export, r.reference(), active))
 		}},
+		{"client_p99_beside_copy", "p99 of a client's 4 KiB writes: beside a copy with the default limits / alone", "near 1", func(r *report) float64 {
+			return r.disturbs(copying, p99)
+		}},
 	}
 }
 
@@ -161,6 +171,40 @@ func (r *report) derive() {
 	if q := r.quotient(r.at(burst, early+", 1 workers", 100, released), r.at(burst, early+", 4 workers", 100, released)); q > 0 {
 		r.Ratios["growth_1_to_4_workers"] = q
 	}
+	for _, tool := range r.besides() {
+		for name, column := range map[string]func(line) float64{"client_p99_write ": p99, "client_p99_read ": readP99} {
+			if q := r.disturbs(tool, column); q > 0 {
+				r.Ratios[name+tool] = q
+			}
+		}
+	}
+}
+
+// disturbs is by how much longer a client waits beside a tool; 0 when that was not measured.
+func (r *report) disturbs(tool string, column func(line) float64) float64 {
+	return r.quotient(r.beside(tool, column), r.beside(alone, column))
+}
+
+// beside is a median of what a client felt; there is one volume only.
+func (r *report) beside(tool string, column func(line) float64) float64 {
+	for _, l := range r.Runs {
+		if l.Case == besides {
+			return r.at(besides, tool, l.GiB, column)
+		}
+	}
+
+	return 0
+}
+
+// besides lists the tools that a client worked beside, in the order in which they ran.
+func (r *report) besides() (list []string) {
+	for _, l := range r.Runs {
+		if l.Case == besides && l.Tool != alone && !slices.Contains(list, l.Tool) {
+			list = append(list, l.Tool)
+		}
+	}
+
+	return list
 }
 
 func (r *report) write(o options) error {
@@ -195,6 +239,7 @@ func (r *report) print(w io.Writer) {
 			a[0], median(a), a[len(a)-1], r.at(l.Case, l.Tool, l.GiB, released), r.at(l.Case, l.Tool, l.GiB, cpu),
 			r.at(l.Case, l.Tool, l.GiB, network)/(1<<20), r.at(l.Case, l.Tool, l.GiB, rss))
 	}
+	r.printBesides(t)
 	fmt.Fprintln(t, "\n| measure\t| name\t| value\t| wanted\t|\n| ---\t| ---\t| ---\t| ---\t|")
 	named := map[string]bool{}
 	for _, x := range targets() {
@@ -207,4 +252,18 @@ func (r *report) print(w io.Writer) {
 		}
 	}
 	_ = t.Flush() // to the terminal
+}
+
+func (r *report) printBesides(t io.Writer) {
+	list := r.besides()
+	if len(list) == 0 {
+		return
+	}
+	fmt.Fprintln(t, "\n| a client beside\t| writes, ms: p50\t| p99\t| p99.9\t| p99 / alone\t| reads, ms: p50\t| p99\t| p99.9\t| p99 / alone\t|")
+	fmt.Fprintln(t, "| ---\t| ---\t| ---\t| ---\t| ---\t| ---\t| ---\t| ---\t| ---\t|")
+	for _, tool := range append([]string{alone}, list...) {
+		at := func(column func(line) float64) float64 { return r.beside(tool, column) }
+		fmt.Fprintf(t, "| %s\t| %.1f\t| %.1f\t| %.1f\t| %.2f\t| %.1f\t| %.1f\t| %.1f\t| %.2f\t|\n", tool, at(p50), at(p99), at(p999),
+			r.disturbs(tool, p99), at(readP50), at(readP99), at(readP999), r.disturbs(tool, readP99))
+	}
 }

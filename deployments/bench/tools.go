@@ -19,6 +19,8 @@ import (
 type took struct {
 	active, released time.Duration // from the request on; the same for tools without Glance
 	usage
+	begin time.Time // of the request
+	felt
 }
 
 // tool makes an image of a volume, cleans up, and says what that took. digest, if not empty, is what the image has to hold.

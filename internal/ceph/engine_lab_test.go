@@ -16,6 +16,7 @@ import (
 	"github.com/ceph/go-ceph/rbd"
 
 	"github.com/cinderlift/cinderlift/strategies"
+	"github.com/cinderlift/cinderlift/strategies/strategiestest"
 	"github.com/cinderlift/cinderlift/worker"
 )
 
@@ -24,11 +25,11 @@ func mapsAgree(t *testing.T, at strategies.Ref) {
 	t.Helper()
 	env := lab(t)
 	for _, of := range []string{at.String(), at.String() + "@" + strategies.GlanceSnapshot} {
-		args := []string{"exec", env["LAB_GENERATION"], "rbd", "--id", env["LAB_CEPH_USER"], "object-map", "check", "--no-progress", of}
+		args := []string{"exec", env["LAB_GENERATION"], "rbd", "object-map", "check", "--no-progress", of}
 		if out, err := exec.CommandContext(t.Context(), env["LAB_COMMAND"], args...).CombinedOutput(); err != nil {
 			t.Errorf("object-map check %s: %v: %s", of, err, out)
 		}
-		args = append(args[:5], "info", "--format=json", of) // the check only looks; what it found is in the flags
+		args = append(args[:3], "info", "--format=json", of) // the check only looks; what it found is in the flags
 		out, err := exec.CommandContext(t.Context(), env["LAB_COMMAND"], args...).CombinedOutput()
 		if err != nil || strings.Contains(string(out), "invalid") {
 			t.Errorf("info %s: %v: %s", of, err, out)
@@ -137,55 +138,104 @@ func TestSealFallsBack(t *testing.T) {
 	}
 }
 
-// TestReadersDuringFlatten: whoever reads the image, its snapshot, or a child of that sees the volume as it was, all the time,
-// while objects arrive, maps are built and the parent goes, and while the volume is written to and discarded.
+// objectsRead is how many objects the volumes have that are read while they are flattened.
+const objectsRead = 24
+
+// lookEvery is how often: often enough to see what lasts only for a moment, and not so often that all others wait for it.
+const lookEvery = 50 * time.Millisecond
+
+// TestReadersDuringFlatten: see undisturbed; by each engine, and with layers below the volume.
 func TestReadersDuringFlatten(t *testing.T) {
-	t.Parallel()
-	r, im := labRig(t), labImages(t)
-	const objects = 48
-	m := made(t, r, objects)
+	for name, c := range map[string]struct {
+		parent bool
+		change func(*Images, *strategies.Make, int64)
+		engine string
+	}{
+		"osd":            {engine: EngineOSD},
+		"clone of image": {parent: true, engine: EngineOSD},
+		"larger objects": {
+			parent: true, engine: EngineWorker,
+			change: func(_ *Images, m *strategies.Make, size int64) { m.ObjectSize = 2 * size },
+		},
+		"refused": {
+			engine: EngineWorker,
+			change: func(im *Images, _ *strategies.Make, _ int64) { im.copy = refusing(objectsRead/2, enotsup) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, im := labRig(t), labImages(t)
+			var told atomic.Value
+			im.c.opts.Engine = func(engine, _ string) { told.Store(engine) }
+			m := sized(t, r, objectsRead)
+			if c.parent {
+				m.Src = ofImage(t, r, m.Src)
+			}
+			if c.change != nil {
+				c.change(im, &m, r.ObjectSize)
+			}
+			must(t, im.Snapshot(t.Context(), m.Src, m.Snapshot))
+			must(t, im.Protect(t.Context(), m.Src, m.Snapshot))
+			undisturbed(t, site{}, r, im, m)
+			if told.Load() != c.engine {
+				t.Errorf("the engine was %v, want %s", told.Load(), c.engine)
+			}
+		})
+	}
+}
+
+// ofImage makes a clone of an image, and writes into every third object and discards others.
+func ofImage(t *testing.T, r strategiestest.Rig, image strategies.Ref) strategies.Ref {
+	t.Helper()
+	at := strategies.Ref{Pool: r.Volumes, Image: "volume-" + newID()}
+	t.Cleanup(func() { r.Backdoor.Drop(t, at) })
+	r.Backdoor.Freeze(t, image, strategies.GlanceSnapshot)
+	r.Backdoor.Put(t, at, strategiestest.Blueprint{Parent: image, Snapshot: strategies.GlanceSnapshot, ObjectSize: r.ObjectSize})
+	for n := int64(0); n < objectsRead; n += 3 {
+		r.Backdoor.Write(t, at, n*r.ObjectSize+512, bytes.Repeat([]byte{byte(0x40 + n)}, 2048))
+	}
+	must(t, r.Backdoor.(*backdoor).im.image(at, func(image *rbd.Image) error {
+		_, err := image.Discard(uint64(7*r.ObjectSize), uint64(2*r.ObjectSize))
+
+		return err
+	}))
+
+	return at
+}
+
+// undisturbed: whoever reads the image, its snapshot, or a child of that sees the volume as it was, all the time, while
+// objects arrive, maps are built and the parent goes, and while the volume is written to and discarded. Everybody has a
+// connection of their own.
+func undisturbed(t *testing.T, where site, r strategiestest.Rig, im *Images, m strategies.Make) {
+	t.Helper()
 	must(t, im.Clone(t.Context(), m))
 	must(t, im.Seal(t.Context(), m))
 	want := r.Backdoor.Read(t, m.Src, m.Snapshot)
 	child := strategies.Ref{Pool: m.Dst.Pool, Image: "child-" + m.Dst.Image}
 	clone(t, im, m.Dst, child)
-	im.c.Limit(Limits{Rate: objects * r.ObjectSize / 3}) // three seconds
-
+	t.Cleanup(func() { r.Backdoor.Drop(t, child) })
+	im.c.Limit(Limits{Rate: int64(len(want)) / 2}) // two seconds
 	ctx, stop := context.WithCancel(t.Context())
 	var beside sync.WaitGroup
 	var reads atomic.Int64
-	for at, snap := range map[strategies.Ref]string{m.Dst: strategies.GlanceSnapshot, {Pool: m.Dst.Pool, Image: m.Dst.Image}: "", child: ""} {
-		beside.Go(func() {
-			reader := labRig(t)
-			for ctx.Err() == nil {
-				if !bytes.Equal(reader.Backdoor.Read(t, at, snap), want) {
-					t.Errorf("%s@%s had other bytes for a moment", at, snap)
+	views := map[strategies.Ref][]string{m.Dst: {"", strategies.GlanceSnapshot}, child: {""}}
+	for at, snaps := range views {
+		for _, snap := range snaps {
+			reader := where.backdoor(t)
+			beside.Go(func() {
+				for pause(ctx, lookEvery) == nil {
+					if !bytes.Equal(reader.Read(t, at, snap), want) {
+						t.Errorf("%s@%s had other bytes for a moment", at, snap)
+					}
+					reads.Add(1)
 				}
-				reads.Add(1)
-			}
-		})
-	}
-	for at, snap := range map[strategies.Ref]string{m.Dst: strategies.GlanceSnapshot, child: ""} {
-		beside.Go(func() { holdOpen(ctx, t, at, snap, want, &reads) })
-	}
-	beside.Go(func() {
-		writer := labRig(t)
-		for n := int64(0); ctx.Err() == nil; n = (n + 1) % objects {
-			writer.Backdoor.Write(t, m.Src, n*r.ObjectSize, bytes.Repeat([]byte{byte(0x80 + n)}, 4096))
+			})
+			holder := where.backdoor(t)
+			beside.Go(func() { holder.holdOpen(ctx, t, at, snap, want, &reads) })
 		}
-	})
-	beside.Go(func() {
-		discarder := labImages(t)
-		must(t, discarder.image(m.Src, func(image *rbd.Image) error {
-			for n := uint64(0); ctx.Err() == nil; n = (n + 7) % objects {
-				if _, err := image.Discard(n*uint64(r.ObjectSize), uint64(r.ObjectSize)); err != nil {
-					return err
-				}
-			}
-
-			return nil
-		}))
-	})
+	}
+	writer := where.backdoor(t)
+	beside.Go(func() { scribble(ctx, t, writer, m.Src, r.ObjectSize) })
 	err := im.Flatten(t.Context(), m, nil)
 	stop()
 	beside.Wait()
@@ -193,23 +243,77 @@ func TestReadersDuringFlatten(t *testing.T) {
 	if reads.Load() < 9 {
 		t.Errorf("only %d reads while it was flattened", reads.Load())
 	}
-	for at, snap := range map[strategies.Ref]string{m.Dst: strategies.GlanceSnapshot, child: ""} {
-		if !bytes.Equal(r.Backdoor.Read(t, at, snap), want) {
-			t.Errorf("%s@%s has other bytes afterwards", at, snap)
+	for at, snaps := range views {
+		for _, snap := range snaps {
+			if !bytes.Equal(r.Backdoor.Read(t, at, snap), want) {
+				t.Errorf("%s@%s has other bytes afterwards", at, snap)
+			}
 		}
 	}
 	mapsAgree(t, m.Dst)
-	r.Backdoor.Drop(t, child)
+}
+
+// scribble writes to a volume and discards parts of it until ctx is done.
+func scribble(ctx context.Context, t *testing.T, back *backdoor, at strategies.Ref, size int64) {
+	err := back.im.image(at, func(image *rbd.Image) error {
+		for n := int64(0); pause(ctx, lookEvery/5) == nil; n = (n + 1) % objectsRead {
+			if _, err := image.WriteAt(bytes.Repeat([]byte{byte(0x80 + n)}, 4096), n*size); err != nil {
+				return err
+			}
+			if _, err := image.Discard(uint64(n*7%objectsRead*size), uint64(size)); err != nil {
+				return err
+			}
+		}
+
+		return nil
+	})
+	if err != nil {
+		t.Errorf("write to %s and discard: %v", at, err)
+	}
+}
+
+// TestCopyOfBusyVolume: a copy has the volume as it was at the snapshot, also of a volume that is written to and discarded
+// while it is made.
+func TestCopyOfBusyVolume(t *testing.T) {
+	for name, factor := range map[string]int64{"osd": 1, "larger objects": 2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, im := labRig(t), labImages(t)
+			m := sized(t, r, objectsRead)
+			m.Src, m.ObjectSize = ofImage(t, r, m.Src), factor*r.ObjectSize
+			must(t, im.Snapshot(t.Context(), m.Src, m.Snapshot))
+			must(t, im.Protect(t.Context(), m.Src, m.Snapshot))
+			want := r.Backdoor.Read(t, m.Src, m.Snapshot)
+			im.c.Limit(Limits{Rate: int64(len(want))}) // a second
+			ctx, stop := context.WithCancel(t.Context())
+			var beside sync.WaitGroup
+			beside.Go(func() { scribble(ctx, t, r.Backdoor.(*backdoor), m.Src, r.ObjectSize) })
+			err := im.CopyObjects(t.Context(), m, nil)
+			stop()
+			beside.Wait()
+			must(t, err)
+			must(t, im.Seal(t.Context(), m))
+			child := strategies.Ref{Pool: m.Dst.Pool, Image: "child-" + m.Dst.Image}
+			clone(t, im, m.Dst, child)
+			for at, snap := range map[strategies.Ref]string{m.Dst: strategies.GlanceSnapshot, child: ""} {
+				if !bytes.Equal(r.Backdoor.Read(t, at, snap), want) {
+					t.Errorf("%s@%s has other bytes than the volume had", at, snap)
+				}
+			}
+			mapsAgree(t, m.Dst)
+			r.Backdoor.Drop(t, child)
+		})
+	}
 }
 
 // holdOpen reads over one handle that it opened before, as a guest does whose disk is a clone of the image: it still believes in
 // the parent when that is gone.
-func holdOpen(ctx context.Context, t *testing.T, at strategies.Ref, snap string, want []byte, reads *atomic.Int64) {
+func (b *backdoor) holdOpen(ctx context.Context, t *testing.T, at strategies.Ref, snap string, want []byte, reads *atomic.Int64) {
 	t.Helper()
-	err := labImages(t).reading(at, snap, func(image *rbd.Image) error {
+	err := b.im.reading(at, snap, func(image *rbd.Image) error {
 		got := make([]byte, len(want))
 		for again := true; again; { // once more after the end
-			again = ctx.Err() == nil
+			again = pause(ctx, lookEvery) == nil
 			if _, err := image.ReadAt(got, 0); err != nil {
 				return err
 			}

@@ -24,6 +24,7 @@ import (
 // order is what the helper is told: a whole job, as the strategies do it.
 type order struct {
 	ConfFile, User, Pool, Namespace string
+	DataConf                        map[string]string
 	TTL                             time.Duration
 	Make                            strategies.Make
 	Copy                            bool   // copy instead of clone and flatten
@@ -35,7 +36,7 @@ type order struct {
 func (o order) options(owner string) Options {
 	return Options{
 		ConfFile: o.ConfFile, User: o.User, JournalPool: o.Pool, Namespace: o.Namespace, Owner: owner,
-		LeaseTTL: o.TTL, Logger: slog.New(slog.DiscardHandler),
+		LeaseTTL: o.TTL, DataConf: o.DataConf, Logger: slog.New(slog.DiscardHandler),
 	}
 }
 

@@ -34,10 +34,18 @@ type victim struct {
 // newVictim makes a volume that is a clone of an image itself, with objects of its own and of its parent.
 func newVictim(t testing.TB, ttl time.Duration, objects int64) *victim {
 	t.Helper()
-	env, base := lab(t), labOptions(t)
+
+	return newVictimAt(t, site{}, ttl, objects)
+}
+
+// newVictimAt is newVictim with data pools.
+func newVictimAt(t testing.TB, at site, ttl time.Duration, objects int64) *victim {
+	t.Helper()
+	env, base := lab(t), at.options(t)
 	id, size := newID(), int64(64<<10)
 	v := &victim{order: order{
 		ConfFile: base.ConfFile, User: base.User, Pool: base.JournalPool, Namespace: base.Namespace + "-" + newID(), TTL: ttl,
+		DataConf: base.DataConf,
 		Make: strategies.Make{
 			Src:      strategies.Ref{Pool: env["LAB_POOL_VOLUMES"], Image: "volume-" + newID()},
 			Snapshot: strategies.SourceSnapshot(id), Dst: strategies.Ref{Pool: env["LAB_POOL_IMAGES"], Image: id}, Job: id,
@@ -45,7 +53,7 @@ func newVictim(t testing.TB, ttl time.Duration, objects int64) *victim {
 	}}
 	v.c = labCluster(t, v.options("test"))
 	wipe(t, v.c)
-	v.back = &backdoor{im: labImages(t)}
+	v.back = at.backdoor(t)
 	image := strategies.Ref{Pool: env["LAB_POOL_IMAGES"], Image: newID()}
 	t.Cleanup(func() {
 		for _, at := range []strategies.Ref{v.Make.Dst, v.Make.Src, image} {
@@ -227,7 +235,11 @@ func TestKilledInFlatten(t *testing.T) {
 		for round := range n {
 			t.Run(fmt.Sprintf("%s/%d", way, round), func(t *testing.T) {
 				t.Parallel()
-				kills.Add(killed(t, way))
+				v := newVictim(t, 8*time.Second, 512) // 32 MiB; the lease outlasts a busy machine
+				if round%2 == 1 {
+					v.Make.ObjectSize = 128 << 10 // through the worker
+				}
+				kills.Add(v.killed(t, way, 3))
 				if !t.Failed() {
 					exact.Add(1)
 				}
@@ -236,11 +248,12 @@ func TestKilledInFlatten(t *testing.T) {
 	}
 }
 
-// killed runs one of these and counts the kills that came in time.
-func killed(t *testing.T, way string) (kills int64) {
-	v := newVictim(t, 8*time.Second, 512) // 32 MiB; the lease outlasts a busy machine
+// killed runs one of these and counts the kills that came in time, of so many. The volume changes between them, and a child
+// of the image is read, as its users do after an early registration.
+func (v *victim) killed(t *testing.T, way string, times int) (kills int64) {
 	v.Copy = way == "copy"
-	for range 3 {
+	child := strategies.Ref{Pool: v.Make.Dst.Pool, Image: "child-" + v.Make.Dst.Image}
+	for range times {
 		h := startHelper(t, v.order)
 		if h.until(t, "progress "+way) == "" {
 			break
@@ -253,15 +266,52 @@ func killed(t *testing.T, way string) (kills int64) {
 		for range h.lines {
 		}
 		claim := adopt(t, v.c, v.key())
-		if way == "flatten" && !bytes.Equal(v.back.Read(t, v.Make.Dst, "snap"), v.want) {
-			t.Error("a half-flattened image has other bytes")
+		if way == "flatten" {
+			v.born(t, child)
+			v.read(t, "half-flattened", child)
 		}
+		must(t, v.back.im.image(v.Make.Src, change))
 		must(t, claim.Release(t.Context()))
 	}
 	v.finish(t)
 	v.check(t)
+	v.born(t, child)
+	v.read(t, "finished", child)
+	mapsAgree(t, v.Make.Dst)
+	v.back.Drop(t, child)
 
 	return kills
+}
+
+// born makes a child of the image's snapshot unless it is there.
+func (v *victim) born(t *testing.T, child strategies.Ref) {
+	t.Helper()
+	if !v.back.listed(t, child) {
+		clone(t, v.back.im, v.Make.Dst, child)
+	}
+}
+
+// read reads the child, and through it the image's snapshot.
+func (v *victim) read(t *testing.T, what string, child strategies.Ref) {
+	t.Helper()
+	if !bytes.Equal(v.back.Read(t, child, ""), v.want) {
+		t.Errorf("a child of the %s image has other bytes than the volume had", what)
+	}
+}
+
+// change writes to some objects of a volume and discards others.
+func change(image *rbd.Image) error {
+	const size = 64 << 10
+	for range 8 {
+		if _, err := image.WriteAt(bytes.Repeat([]byte{0xee}, 4096), rand.Int64N(512)*size); err != nil {
+			return err
+		}
+		if _, err := image.Discard(uint64(rand.Int64N(512)*size), size); err != nil {
+			return err
+		}
+	}
+
+	return nil
 }
 
 // TestStoppedOwnerIsFenced stops a worker in mid-work, lets its lease expire and another finish the job, and wakes it up:

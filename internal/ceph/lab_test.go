@@ -105,7 +105,14 @@ func newID() string {
 
 func labImages(t testing.TB) *Images {
 	t.Helper()
-	im, err := labCluster(t, labOptions(t)).Images(t.Context())
+
+	return imagesOf(t, labOptions(t))
+}
+
+// imagesOf is a connection with options of its own.
+func imagesOf(t testing.TB, o Options) *Images {
+	t.Helper()
+	im, err := labCluster(t, o).Images(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,6 +125,37 @@ func labImages(t testing.TB) *Images {
 	})
 
 	return im
+}
+
+// site says in which pools the data of volumes and images lies, "" for that of the image itself, and whose key reaches them.
+type site struct{ user, volumes, images string }
+
+// options are those of a worker there. Glance's store is told of a data pool in the same way, in ceph.conf.
+func (s site) options(t testing.TB) Options {
+	o := labOptions(t)
+	if s.user != "" {
+		o.User = s.user
+	}
+	if s.images != "" {
+		o.DataConf = map[string]string{"rbd_default_data_pool": s.images}
+	}
+
+	return o
+}
+
+// backdoor puts volumes, and the images that they are clones of, where volumes are.
+func (s site) backdoor(t testing.TB) *backdoor {
+	o := s.options(t)
+	o.DataConf = nil
+
+	return &backdoor{im: imagesOf(t, o), dataPool: s.volumes}
+}
+
+func (s site) rig(t testing.TB) (strategiestest.Rig, *Images) {
+	r, im := labRig(t), imagesOf(t, s.options(t))
+	r.Source, r.Destination, r.Backdoor = im, im, s.backdoor(t)
+
+	return r, im
 }
 
 // backdoor looks at the cluster over another connection than the code under test.
