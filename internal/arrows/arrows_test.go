@@ -24,6 +24,7 @@ func arrows() map[string][]string {
 		"internal/reap":     {"strategies", "worker"},
 		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/keystone", "internal/oslo", "internal/reap", "metrics",
 			"strategies", "worker"},
+		"internal/imageformat": {},
 
 		// Test kits and the lab's driver: nothing of the product imports them.
 		"worker/workertest":              {"worker"},
