@@ -85,7 +85,7 @@ func newCloud(t testing.TB) *cloud {
 	c := &cloud{t: t, ceph: strategiestest.New(t), store: workertest.NewStore(30 * time.Second), volume: worker.VolumeUploading}
 	c.glance = strategiestest.NewGlance(c.ceph)
 	c.glance.Shown = []strategies.Store{{ID: "rbd", Type: "rbd", Default: true, FSID: c.ceph.ID, Pool: "images"}}
-	c.images = c.glance
+	c.images, c.glance.Inspecting, c.options.Format.Checks = c.glance, true, strategies.FormatAuto
 	c.glance.Add(imageID)
 	c.ceph.Put(t, source, strategiestest.Blueprint{Size: 6 * object, ObjectSize: object})
 	c.ceph.Write(t, source, 700, noise(1))
