@@ -24,19 +24,19 @@ func qcow2(d *disk) (bool, []Problem, error) {
 	}
 	var p []Problem
 	if binary.BigEndian.Uint64(h[qcow2Backing:]) != 0 {
-		p = append(p, unsafe("backing_file", "names a backing file"))
+		p = append(p, fails("backing_file", "names a backing file"))
 	}
 	// In version 2 there are no features in that place; Glance looks all the same.
 	features := binary.BigEndian.Uint64(h[qcow2Features:])
 	if features&qcow2DataFile != 0 {
-		p = append(p, unsafe("data_file", "keeps its data in another file"))
+		p = append(p, fails("data_file", "keeps its data in another file"))
 	}
 	switch version := binary.BigEndian.Uint32(h[qcow2Version:]); {
 	case version == 2:
 	case version != 3:
-		p = append(p, unsafe("unknown_features", "is of a version that is not allowed"))
+		p = append(p, fails("unknown_features", "is of a version that is not allowed"))
 	case features&^qcow2Known != 0:
-		p = append(p, unsafe("unknown_features", "uses features that are not known"))
+		p = append(p, fails("unknown_features", "uses features that are not known"))
 	}
 
 	return true, p, nil
@@ -48,7 +48,7 @@ func qed(d *disk) (bool, []Problem, error) {
 		return false, nil, nil
 	}
 
-	return true, []Problem{unsafe("banned", "is of a format that is not allowed at all")}, nil
+	return true, []Problem{fails("banned", "is of a format that is not allowed at all")}, nil
 }
 
 // vhd has no safety check (VHDInspector). Its signature counts in a disk that is too short, too.
@@ -138,7 +138,7 @@ func luks(d *disk) (bool, []Problem, error) {
 	case len(d.head) < header:
 		return true, tooShort(), nil
 	case binary.BigEndian.Uint16(d.head[version:]) != 1:
-		return true, []Problem{unsafe("version", "is of a version that is not allowed")}, nil
+		return true, []Problem{fails("version", "is of a version that is not allowed")}, nil
 	default:
 		return true, nil, nil
 	}
@@ -163,7 +163,7 @@ func gpt(d *disk) (bool, []Problem, error) {
 		return false, nil, nil
 	}
 	if text := brokenTable(h[mbrTable:mbrSignature]); text != "" {
-		return true, []Problem{unsafe("mbr", text)}, nil
+		return true, []Problem{fails("mbr", text)}, nil
 	}
 
 	return true, nil, nil

@@ -21,11 +21,11 @@ func FuzzInspect(f *testing.F) {
 		}
 		for _, declared := range []Format{Raw, QCOW2} {
 			for _, nonfatal := range [][]string{nil, {"mbr"}} {
-				any := Policy{Checks: Glance, AnyFormat: true, Nonfatal: nonfatal}.Judge(declared, found)
+				loose := Policy{Checks: Glance, AnyFormat: true, Nonfatal: nonfatal}.Judge(declared, found)
 				match := Policy{Checks: Glance, Nonfatal: nonfatal}.Judge(declared, found)
 				strict := Policy{Checks: Strict, Nonfatal: nonfatal}.Judge(declared, found)
-				if any != nil && match == nil || match != nil && strict == nil {
-					t.Errorf("%+v as %s: any format %v, Glance %v, strict %v", found, declared, any, match, strict)
+				if loose != nil && match == nil || match != nil && strict == nil {
+					t.Errorf("%+v as %s: any format %v, Glance %v, strict %v", found, declared, loose, match, strict)
 				}
 			}
 		}

@@ -137,7 +137,7 @@ func (d *disk) sector() []byte {
 
 const sectorSize = 512
 
-func unsafe(check, text string) Problem { return Problem{Check: check, Weight: Unsafe, Text: text} }
+func fails(check, text string) Problem { return Problem{Check: check, Weight: Unsafe, Text: text} }
 
 func unreadable(text string) []Problem { return []Problem{{Weight: Unreadable, Text: text}} }
 

@@ -48,13 +48,13 @@ func vmdkSparse(d *disk, header []byte) ([]Problem, error) {
 	footer := binary.LittleEndian.Uint64(header[vmdkDirectory:]) == vmdkAtEnd
 	switch {
 	case version < 1 || version > 3:
-		return []Problem{unsafe("descriptor", "is of a version that is not allowed")}, nil
+		return []Problem{fails("descriptor", "is of a version that is not allowed")}, nil
 	case at != descriptorAt/sectorSize:
 		if footer {
 			return unreadable("has its descriptor in the wrong place"), nil
 		}
 
-		return []Problem{unsafe("descriptor", "has its descriptor in the wrong place")}, nil
+		return []Problem{fails("descriptor", "has its descriptor in the wrong place")}, nil
 	}
 	size := int64(descriptorMax)
 	if sectors < descriptorMax/sectorSize+1 {
@@ -69,14 +69,14 @@ func vmdkSparse(d *disk, header []byte) ([]Problem, error) {
 	}
 	var p []Problem
 	if text := badDescriptor(descriptor[:min(size, int64(len(descriptor)))]); text != "" {
-		p = append(p, unsafe("descriptor", text))
+		p = append(p, fails("descriptor", text))
 	}
 	if !footer {
 		return p, nil
 	}
 	end, err := d.read(d.size-footerSize, footerSize)
 	if err == nil && !goodFooter(header, end) {
-		p = append(p, unsafe("footer", "has a footer that contradicts its header"))
+		p = append(p, fails("footer", "has a footer that contradicts its header"))
 	}
 
 	return p, err
@@ -110,7 +110,7 @@ func vmdkText(d *disk, header []byte) (bool, []Problem, error) {
 		return false, unseen(header), nil
 	}
 	if why := badDescriptor(text); why != "" {
-		return true, []Problem{unsafe("descriptor", why)}, nil
+		return true, []Problem{fails("descriptor", why)}, nil
 	}
 
 	return true, nil, nil
