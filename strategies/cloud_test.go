@@ -66,6 +66,9 @@ type cloud struct {
 	options strategies.Options
 	before  map[strategies.Ref]any // foreign images as they were
 
+	// wrap, if set, changes the strategies of workers: other releases.
+	wrap func(worker.Strategy) worker.Strategy
+
 	// on is told every operation before it happens; the script of a scenario.
 	on func(op string) error
 
@@ -227,6 +230,11 @@ func (c *cloud) run(name string, fault func(op string) mode, d time.Duration) {
 			})
 			if err != nil {
 				c.t.Error(err)
+			}
+			for i := range list {
+				if c.wrap != nil {
+					list[i] = c.wrap(list[i])
+				}
 			}
 
 			return list

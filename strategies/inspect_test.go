@@ -1,7 +1,11 @@
 package strategies_test
 
 import (
+	"context"
+	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/cinderlift/cinderlift/internal/imageformat"
 	"github.com/cinderlift/cinderlift/strategies"
@@ -108,5 +112,73 @@ func TestInspectTooLate(t *testing.T) {
 				t.Errorf("%s, %s without snapshot: %v, want %s", c.name, name, err, c.gone)
 			}
 		}
+	}
+}
+
+// uninspecting is a strategy of the release before the step inspect.
+type uninspecting struct{ worker.Strategy }
+
+func (u uninspecting) Plan(ctx context.Context, t worker.Task) (worker.Plan, error) {
+	plan, err := u.Strategy.Plan(ctx, t)
+	plan.Steps = slices.DeleteFunc(plan.Steps, func(s worker.Step) bool { return s.Name == strategies.StepInspect })
+
+	return plan, err
+}
+
+// TestInspectAfterUpgrade: a worker of the release before dies, one of this adopts its job. Whether the volume is refused
+// depends on whether the image is active.
+func TestInspectAfterUpgrade(t *testing.T) {
+	for op, want := range map[string]worker.Result{
+		"ceph seal.mark": worker.Failed, "ceph flatten.object": worker.Done, "ceph release.unprotect": worker.Done,
+		"ceph release.snapshot": worker.Done,
+	} {
+		t.Run(op, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCloud(t)
+				c.glance.ReadsParents = true
+				c.ceph.Write(t, source, 0, []byte("QED\x00"))
+				c.wrap = func(s worker.Strategy) worker.Strategy { return uninspecting{s} }
+				c.begin(request())
+				c.run("before", func(got string) mode {
+					if got == op {
+						return dieAfter
+					}
+
+					return well
+				}, 10*time.Minute)
+				if rec, err := c.record(); err != nil || rec.Closed || slices.Contains(rec.Begun, strategies.StepInspect) {
+					t.Fatalf("record %+v, error %v", rec, err)
+				}
+				c.wrap = nil
+				c.run("after", nil, 10*time.Minute)
+				reason := worker.ReasonNone
+				if want == worker.Failed {
+					reason = worker.ReasonFormatRefused
+				}
+				c.want(want, reason, strategies.NameCloneFlatten)
+			})
+		})
+	}
+}
+
+// TestInspectBeforeDowngrade: a worker of the release before adopts a job that was inspected.
+func TestInspectBeforeDowngrade(t *testing.T) {
+	for _, op := range []string{"ceph inspect", "ceph clone", "glance register"} {
+		t.Run(op, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCloud(t)
+				c.begin(request())
+				c.run("after", func(got string) mode {
+					if got == op {
+						return dieAfter
+					}
+
+					return well
+				}, 10*time.Minute)
+				c.wrap = func(s worker.Strategy) worker.Strategy { return uninspecting{s} }
+				c.run("before", nil, 10*time.Minute)
+				c.want(worker.Done, worker.ReasonNone, strategies.NameCloneFlatten)
+			})
+		})
 	}
 }
