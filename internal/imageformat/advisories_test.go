@@ -40,7 +40,7 @@ func TestOSSA2023002(t *testing.T) {
 	wantRefused(t, sample{size: 64 << 10}.with(0, named+text(600)))
 }
 
-// TestVMDKParent: parentFileNameHint names a file of the host as well. Glance takes it (33.0.0 with oslo.utils 10.1.1, shown
+// TestVMDKParent: parentFileNameHint names a file of the host as well. Glance takes it (c76abb08e with oslo.utils 10.1.1, shown
 // by TestPieces); strict does not.
 func TestVMDKParent(t *testing.T) {
 	hint := strings.Replace(descriptor, "parentCID=ffffffff", "parentCID=12345678\nparentFileNameHint=\"/etc/passwd\"", 1)

@@ -1,9 +1,9 @@
 // Package imageformat looks at the first bytes of a disk and decides whether Glance would take them as an image.
 //
 // An image that is registered by its location never passes through Glance, so Glance's format inspection never sees it
-// (glance 33.0.0 location.py set_data is the only place that inspects). What Glance would refuse to an upload must not slip
-// in by the other door: a raw volume can hold a qcow2 header that names a file of the host, and whoever lets a tool guess
-// the format hands that file out (OSSA-2015-011, OSSA-2023-002, OSSA-2024-001, OSSA-2024-002).
+// (glance c76abb08e inspects in location.py set_data and in its imports, nowhere else). What Glance would refuse to an
+// upload must not slip in by the other door: a raw volume can hold a qcow2 header that names a file of the host, and
+// whoever lets a tool guess the format hands that file out (OSSA-2015-011, OSSA-2023-002, OSSA-2024-001, OSSA-2024-002).
 //
 // # Words
 //
@@ -14,8 +14,8 @@
 //
 //   - [Inspect] makes at most [MostReads] reads, of [MostBytes] bytes together; a disk without the signature of an image
 //     format takes one read of 64 KiB. Nothing in the image decides how much memory is taken.
-//   - The policy [Glance] refuses what Glance 30 to 33 with oslo.utils 7.4 to 10.1 refuses on an upload, with the same two
-//     settings. Glance 25 to 29 refuses nothing; [ForGlance] says which policy a release's is.
+//   - The policy [Glance] refuses what Glance 30 to 33 (c76abb08e, after 33.0.0.0b2) with oslo.utils 7.4 to 10.1 refuses
+//     on an upload, with the same two settings. Glance 25 to 29 refuses nothing; [ForGlance] says which policy a release's is.
 //   - Texts are ours. No byte of the image gets into them, so they can be logged and told to users.
 //
 // # Where it is stricter than Glance

@@ -18,7 +18,7 @@ const (
 
 // FirstInspecting is the first release of Glance that inspects what is uploaded: 30.0.0, OpenStack 2025.1
 // (glance 75a8851c1 "Run safety checks on uploaded content"). Before, the inspector only computed virtual_size, and whatever it
-// found the upload went on (glance 29.2.1 location.py:584-592, common/format_inspector.py InfoWrapper).
+// found the upload went on (glance 29.2.1 location.py:614-622, common/format_inspector.py InfoWrapper).
 const FirstInspecting = 30
 
 // ForGlance says what a release of Glance refuses, by its major version.
@@ -35,7 +35,7 @@ type Policy struct {
 	Checks Checks // "" is Strict
 
 	// AnyFormat is Glance's require_image_format_match = False: what the inspector can't read, or takes for several formats
-	// at once, is let through without any check (glance 33.0.0 location.py set_data, `except ImageFormatError`). Strict
+	// at once, is let through without any check (glance c76abb08e location.py set_data, `except ImageFormatError`). Strict
 	// knows no such thing.
 	AnyFormat bool
 
@@ -77,7 +77,7 @@ func (p Policy) Judge(declared Format, f Finding) error {
 	return &Refusal{Declared: declared, Found: slices.Clone(f.Formats), Text: text, Remedy: remedy}
 }
 
-// objection goes the way of Glance's set_data (glance 33.0.0 location.py:612-694).
+// objection goes the way of Glance's set_data (glance c76abb08e location.py:616-681).
 func (p Policy) objection(declared Format, f Finding) (text, remedy string) {
 	format := Raw
 	if len(f.Formats) > 0 {
