@@ -15,7 +15,7 @@
 //   - [Inspect] makes at most [MostReads] reads, of [MostBytes] bytes together; a disk without the signature of an image
 //     format takes one read of 64 KiB. Nothing in the image decides how much memory is taken.
 //   - The policy [Glance] refuses what Glance 30 to 33 (c76abb08e, after 33.0.0.0b2) with oslo.utils 7.4 to 10.1 refuses
-//     on an upload, with the same two settings. Glance 25 to 29 refuses nothing; [ForGlance] says which policy a release's is.
+//     on an upload, with the same two settings. Glance 25 to 29 refuses nothing, which is [Off].
 //   - Texts are ours. No byte of the image gets into them, so they can be logged and told to users.
 //
 // # Where it is stricter than Glance

@@ -232,14 +232,6 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-func TestRelease(t *testing.T) {
-	for release, want := range map[int]Checks{0: Off, 25: Off, 29: Off, 30: Glance, 33: Glance, 40: Glance} {
-		if got := ForGlance(release); got != want {
-			t.Errorf("Glance %d: %s, want %s", release, got, want)
-		}
-	}
-}
-
 // TestTexts: what people read names what was found and what they can do, and nothing from the disk.
 func TestTexts(t *testing.T) {
 	secret := "5ecret"

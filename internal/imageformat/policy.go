@@ -9,26 +9,14 @@ import (
 // Checks says how much is refused.
 type Checks string
 
-// The checks.
+// The checks. The first release of Glance that inspects what is uploaded is 30.0.0, OpenStack 2025.1 (glance 75a8851c1 "Run
+// safety checks on uploaded content"). Before, the inspector only computed virtual_size, and whatever it found the upload went
+// on (glance 29.2.1 location.py:614-622, common/format_inspector.py InfoWrapper).
 const (
-	Off    Checks = "off"    // nothing
-	Glance Checks = "glance" // what Glance 30 and later refuses on an upload
+	Off    Checks = "off"    // nothing, as Glance up to 29
+	Glance Checks = "glance" // what Glance from 30 on refuses on an upload
 	Strict Checks = "strict" // that, and every image format inside a raw image
 )
-
-// FirstInspecting is the first release of Glance that inspects what is uploaded: 30.0.0, OpenStack 2025.1
-// (glance 75a8851c1 "Run safety checks on uploaded content"). Before, the inspector only computed virtual_size, and whatever it
-// found the upload went on (glance 29.2.1 location.py:614-622, common/format_inspector.py InfoWrapper).
-const FirstInspecting = 30
-
-// ForGlance says what a release of Glance refuses, by its major version.
-func ForGlance(release int) Checks {
-	if release < FirstInspecting {
-		return Off
-	}
-
-	return Glance
-}
 
 // Policy judges findings. The zero value refuses most.
 type Policy struct {
