@@ -41,7 +41,7 @@ type Client struct {
 	mu     sync.Mutex
 	minor  remembered[int]
 	way    remembered[way]
-	stores remembered[[]strategies.Store]
+	stores remembered[storeList]
 	given  map[string]bool // images that took our data, until it was found to be right
 }
 

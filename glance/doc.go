@@ -25,9 +25,8 @@
 // Glance applies some checks only to data that passes through it (glance c76abb08e location.py:569-683,
 // api/v2/image_data.py:108-116). Whoever registers does without:
 //
-//   - the format inspection (require_image_format_match, on since 30.0.0): nothing checks that the bytes look like the
-//     image's disk_format. A raw image may hold anything, a qcow2 header too. That is safe as long as everyone goes by
-//     the disk_format, which Nova and Cinder do since OSSA-2024-001; only raw is registered by cinderlift.
+//   - the format inspection (require_image_format_match, on since 30.0.0). Package strategies does it instead, by the rules of
+//     internal/imageformat; [Client.Inspects] says whether this Glance would.
 //   - the quota image_size_total of Keystone's unified limits: it is counted afterwards, so that a project can go over
 //     it once. The legacy user_storage_quota and image_location_quota are applied (413).
 //   - the signature check of img_signature* properties. Cinder strips these from the images it creates.

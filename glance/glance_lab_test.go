@@ -199,6 +199,16 @@ func TestLabStoresTellWhereTheyAre(t *testing.T) {
 	}
 }
 
+// Which release inspects uploads is told by what else came with it.
+func TestLabInspects(t *testing.T) {
+	r := newReal(t)
+	got, err := client(t, r).Inspects(t.Context())
+	must(t, "inspects", err)
+	if want := r.env["LAB_GENERATION"] != "bookworm"; got != want {
+		t.Errorf("Glance of %s inspects: %v", r.env["LAB_GENERATION"], got)
+	}
+}
+
 // A 404 counts only with a request id on it, so Glance has to put one there.
 func TestLabGlanceSignsIts404(t *testing.T) {
 	r := newReal(t)

@@ -321,6 +321,32 @@ func TestStoresWhereTheyAreNotTold(t *testing.T) {
 	}
 }
 
+// TestInspects: what tells releases apart.
+func TestInspects(t *testing.T) {
+	unknown := []glancetest.Store{{ID: "a", Type: "rbd", Pool: "images", Default: true}}
+	for name, c := range map[string]struct {
+		config glancetest.Config
+		want   bool
+	}{
+		"25":                        {glancetest.Config{Minor: 15, Stores: twoStores(), NoFSID: true}, false},
+		"28 with a cache":           {glancetest.Config{Minor: 16, Stores: twoStores(), NoFSID: true}, false},
+		"28, one store":             {glancetest.Config{Minor: 15}, false},
+		"29":                        {glancetest.Config{Minor: 17, Stores: twoStores(), NoFSID: true}, false},
+		"29, one store":             {glancetest.Config{Minor: 17}, true}, // can't be told from 30
+		"29, stores are not for us": {glancetest.Config{Minor: 17, Stores: twoStores(), NoFSID: true, StoresCode: 403}, true},
+		"30":                        {glancetest.Config{Minor: 17, Stores: twoStores()}, true},
+		"30 that does not know":     {glancetest.Config{Minor: 17, Stores: unknown}, true},
+		"33":                        {glancetest.Config{Minor: 18, Stores: twoStores()}, true},
+	} {
+		got, err := client(t, newFake(t, c.config)).Inspects(t.Context())
+		if err != nil || got != c.want {
+			t.Errorf("%s: %v, %v, want %v", name, got, err, c.want)
+		}
+	}
+	_, err := client(t, newFake(t, glancetest.Config{Minor: 17, StoresCode: 500})).Inspects(t.Context())
+	expect(t, "stores are away", err, worker.ReasonGlanceUnavailable, worker.Retry)
+}
+
 func TestA404ThatIsNotGlances(t *testing.T) {
 	c := keystonetest.New(t)
 	c.Serve(keystone.Image, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

@@ -19,6 +19,7 @@ const (
 // Names of the steps: journal, logs, metric labels.
 const (
 	StepSnapshot      = "snapshot"
+	StepInspect       = "inspect"
 	StepProtect       = "protect"
 	StepClone         = "clone"
 	StepCopyObjects   = "copy-objects"

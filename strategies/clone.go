@@ -22,7 +22,7 @@ func (c *CloneFlatten) Plan(ctx context.Context, t worker.Task) (worker.Plan, er
 		return worker.Plan{}, err
 	}
 	mk := p.make(t.Job.ImageID)
-	steps := []worker.Step{c.snapshot(mk), c.protect(mk), c.clone(mk), c.Deps.seal(mk)}
+	steps := []worker.Step{c.snapshot(mk), c.Deps.inspect(mk, c.Deps.registered(mk, p)), c.protect(mk), c.clone(mk), c.Deps.seal(mk)}
 	if c.early(p) {
 		steps = append(steps, c.registerEarly(mk, p), c.flatten(mk))
 	} else {

@@ -66,6 +66,9 @@ type cloud struct {
 	options strategies.Options
 	before  map[strategies.Ref]any // foreign images as they were
 
+	// wrap, if set, changes the strategies of workers: other releases.
+	wrap func(worker.Strategy) worker.Strategy
+
 	// on is told every operation before it happens; the script of a scenario.
 	on func(op string) error
 
@@ -85,7 +88,7 @@ func newCloud(t testing.TB) *cloud {
 	c := &cloud{t: t, ceph: strategiestest.New(t), store: workertest.NewStore(30 * time.Second), volume: worker.VolumeUploading}
 	c.glance = strategiestest.NewGlance(c.ceph)
 	c.glance.Shown = []strategies.Store{{ID: "rbd", Type: "rbd", Default: true, FSID: c.ceph.ID, Pool: "images"}}
-	c.images = c.glance
+	c.images, c.glance.Inspecting, c.options.Format.Checks = c.glance, true, strategies.FormatAuto
 	c.glance.Add(imageID)
 	c.ceph.Put(t, source, strategiestest.Blueprint{Size: 6 * object, ObjectSize: object})
 	c.ceph.Write(t, source, 700, noise(1))
@@ -227,6 +230,11 @@ func (c *cloud) run(name string, fault func(op string) mode, d time.Duration) {
 			})
 			if err != nil {
 				c.t.Error(err)
+			}
+			for i := range list {
+				if c.wrap != nil {
+					list[i] = c.wrap(list[i])
+				}
 			}
 
 			return list

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 
+	"github.com/cinderlift/cinderlift/internal/imageformat"
 	"github.com/cinderlift/cinderlift/worker"
 )
 
@@ -37,6 +38,10 @@ type Source interface {
 	// Release unprotects and removes the snapshot, its remnant in the snapshot trash included. That the snapshot, or
 	// the whole image, is not there is no error. It fails with Retry while a clone still depends on it.
 	Release(ctx context.Context, src Ref, snap string) error
+
+	// Inspect looks at the first bytes of the image as it was at the snapshot, and at few others, for formats that Glance
+	// knows. It moves little, see imageformat.
+	Inspect(ctx context.Context, src Ref, snap string) (imageformat.Finding, error)
 
 	// Open reads the image as it was at the snapshot. Seekable any number of times; holes read as zeros. The caller
 	// closes it. Reads end with an error once ctx is done.
@@ -123,6 +128,10 @@ type Images interface {
 
 	// Stores lists the stores with their properties; none when the cloud does not offer that.
 	Stores(ctx context.Context) ([]Store, error)
+
+	// Inspects reports whether Glance inspects the format of what is uploaded, as releases from 30.0.0 on do. Where that
+	// can't be told it says yes.
+	Inspects(ctx context.Context) (bool, error)
 
 	// Register makes location the data of the queued image and returns when Glance shows the image active with it.
 	// Idempotent: an image that is active with this location is success. It reads back whatever the answer was.

@@ -25,7 +25,7 @@ func (c *Copy) Plan(ctx context.Context, t worker.Task) (worker.Plan, error) {
 	return worker.Plan{
 		Strategy: NameCopy,
 		Steps: []worker.Step{
-			c.Deps.snapshot(mk), c.copyObjects(mk), c.Deps.seal(mk),
+			c.Deps.snapshot(mk), c.Deps.inspect(mk, c.Deps.registered(mk, p)), c.copyObjects(mk), c.Deps.seal(mk),
 			c.Deps.register(mk, p, true, StepCopyObjects, StepSeal), c.Deps.releaseSource(mk),
 		},
 		Commit: StepRegister,

@@ -52,7 +52,9 @@ func scenarios() []scenario {
 	none := worker.ReasonNone
 	late := func(c *cloud) { c.options.Register = strategies.RegisterLate }
 	caps := func(c *cloud) { c.glance.ReadsParents = true }
-	full := worker.ReasonPoolFull
+	full, format := worker.ReasonPoolFull, worker.ReasonFormatRefused
+	// The guest's writes spare the signature, which is all that is needed.
+	qcow2 := func(c *cloud) { c.ceph.Write(c.t, source, 0, []byte("QFI\xfb\x00\x00\x00\x01")) }
 
 	return []scenario{
 		{"clone early", caps, worker.Done, none, "clone-flatten", false},
@@ -68,6 +70,9 @@ func scenarios() []scenario {
 		{"copy full", both(order("copy"), refusing("ceph copy.finish", full, worker.GiveUp)), worker.Failed, full, "copy", true},
 		{"upload full", both(order("export-upload"), refusing("glance upload", full, worker.GiveUp)), worker.Failed, full,
 			"export-upload", true},
+		{"clone of what is refused", qcow2, worker.Failed, format, "clone-flatten", true},
+		{"copy of what is refused", both(qcow2, order("copy")), worker.Failed, format, "copy", true},
+		{"upload of what is refused", both(qcow2, order("export-upload")), worker.Failed, format, "export-upload", true},
 	}
 }
 
@@ -109,8 +114,8 @@ type disturbance struct {
 // reads have no effect: whether one is reported as failed before or after it is the same.
 func reads(op string) bool {
 	return slices.Contains([]string{
-		"ceph fsid", "ceph stat", "ceph open", "ceph read", "ceph complete", "glance image", "glance stores", "cinder volume",
-		"cinder backend",
+		"ceph fsid", "ceph stat", "ceph inspect", "ceph open", "ceph read", "ceph complete", "glance image", "glance stores",
+		"glance inspects", "cinder volume", "cinder backend",
 	}, op)
 }
 

@@ -1,9 +1,9 @@
 // Package strategies holds the three ways to make an image, as plans of steps that package worker runs.
 //
-//	clone-flatten   snapshot protect clone seal register▲ flatten release-source    same cluster, raw, bare
-//	   or, late     snapshot protect clone seal flatten register▲ release-source    where Glance can't read the parent
-//	copy            snapshot copy-objects seal register▲ release-source             same cluster, raw, bare
-//	export-upload   snapshot upload▲ release-source                                 raw, bare, any store of Glance
+//	clone-flatten   snapshot inspect protect clone seal register▲ flatten release-source    same cluster, raw, bare
+//	   or, late     snapshot inspect protect clone seal flatten register▲ release-source    where Glance can't read the parent
+//	copy            snapshot inspect copy-objects seal register▲ release-source             same cluster, raw, bare
+//	export-upload   snapshot inspect upload▲ release-source                                 raw, bare, any store of Glance
 //
 // ▲ is the commit point: before it everything can be undone, after it the job only goes forward.
 //
@@ -18,7 +18,8 @@
 //
 // Every strategy reads from a snapshot, never from the live volume: the image of an attached volume is one point in
 // time. All names are in names.go and come from the job's ids; where things are is decided once (placement.go) and kept
-// with the job. Nothing is registered that is not marked complete and sealed. Nothing is removed that does not bear the
+// with the job. Nothing is made of bytes that Options.Format refuses, in any strategy, and nothing is registered that is not
+// marked complete and sealed. Nothing is removed that does not bear the
 // job's mark, and nothing at all once Glance shows the image active with it.
 //
 // # Failures

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/cinderlift/cinderlift/internal/imageformat"
 	"github.com/cinderlift/cinderlift/worker"
 )
 
@@ -22,6 +23,9 @@ type Options struct {
 	ImagePool   string            // RBD pool of Glance's store
 	ImageFSID   string            // cluster of Glance's store
 	StoreID     string            // Glance's store, where a volume type does not name one
+
+	// Format says what a volume must not hold to become a raw image; FormatAuto among its Checks: as Glance says.
+	Format imageformat.Policy
 }
 
 // placement is where a job's parts are. It is kept in the journal, so that neither a changed configuration nor a

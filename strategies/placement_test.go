@@ -219,9 +219,9 @@ func (p *planning) flattensFirst(t *testing.T) bool {
 	}
 	names := strings.Join(plan.Names(), " ")
 	switch names {
-	case "snapshot protect clone seal register flatten release-source":
+	case "snapshot inspect protect clone seal register flatten release-source":
 		return false
-	case "snapshot protect clone seal flatten register release-source":
+	case "snapshot inspect protect clone seal flatten register release-source":
 		return true
 	}
 	t.Fatalf("steps are %s", names)

@@ -76,8 +76,13 @@ func (d Deps) register(mk Make, p placement, flat bool, redo ...string) worker.S
 
 			return d.Images.Register(ctx, mk.Job, location, p.Size)
 		},
-		Undo: func(ctx context.Context) error { return d.notCommitted(ctx, mk.Job, location) },
+		Undo: d.registered(mk, p),
 	}
+}
+
+// registered is the Undo of register.
+func (d Deps) registered(mk Make, p placement) func(context.Context) error {
+	return func(ctx context.Context) error { return d.notCommitted(ctx, mk.Job, Location(p.FSID, mk.Dst)) }
 }
 
 // registerMade registers with the size of what was made. That is the snapshot's, and not the planned one when the volume was

@@ -22,9 +22,11 @@ func (e *ExportUpload) Plan(ctx context.Context, t worker.Task) (worker.Plan, er
 	}
 	mk := p.make(t.Job.ImageID)
 
+	upload := e.upload(mk, p)
+
 	return worker.Plan{
 		Strategy: NameExportUpload,
-		Steps:    []worker.Step{e.Deps.snapshot(mk), e.upload(mk, p), e.Deps.releaseSource(mk)},
+		Steps:    []worker.Step{e.Deps.snapshot(mk), e.Deps.inspect(mk, upload.Undo), upload, e.Deps.releaseSource(mk)},
 		Commit:   StepUpload,
 		Keep:     p.keep(),
 	}, nil

@@ -28,6 +28,7 @@ const (
 	ReasonGlanceRefused     Reason = "glance-refused"     // Glance answered no: policy, quota, configuration
 	ReasonGlanceUnreadable  Reason = "glance-unreadable"  // Glance can't open the RBD image that we offered it
 	ReasonGlanceFull        Reason = "glance-full"        // Glance takes no more data: a quota, or its store is full
+	ReasonFormatRefused     Reason = "format-refused"     // the volume holds what Glance, or the operator, does not let become an image
 	ReasonCinderUnavailable Reason = "cinder-unavailable" // Cinder did not answer, or with 5xx
 	ReasonCinderRefused     Reason = "cinder-refused"     // Cinder answered no
 	ReasonBusUnavailable    Reason = "bus-unavailable"    // the broker is away or did not confirm
@@ -44,9 +45,9 @@ func Reasons() []Reason {
 	return []Reason{
 		ReasonNone, ReasonBadRequest, ReasonConflict, ReasonVolumeMissing, ReasonVolumeState, ReasonImageMissing,
 		ReasonImageState, ReasonNotOwner, ReasonNotApplicable, ReasonCephUnavailable, ReasonCephRefused, ReasonPoolFull,
-		ReasonGlanceUnavailable, ReasonGlanceRefused, ReasonGlanceUnreadable, ReasonGlanceFull, ReasonCinderUnavailable,
-		ReasonCinderRefused, ReasonBusUnavailable, ReasonMismatch, ReasonLeaseLost, ReasonStopping, ReasonStalled,
-		ReasonAttempts, ReasonInternal,
+		ReasonGlanceUnavailable, ReasonGlanceRefused, ReasonGlanceUnreadable, ReasonGlanceFull, ReasonFormatRefused,
+		ReasonCinderUnavailable, ReasonCinderRefused, ReasonBusUnavailable, ReasonMismatch, ReasonLeaseLost, ReasonStopping,
+		ReasonStalled, ReasonAttempts, ReasonInternal,
 	}
 }
 

@@ -82,7 +82,7 @@ func checks(ctx context.Context, c config, o openstack) []check {
 	fsid, err := p.cluster.FSID(ctx)
 	list = append(list, result("Ceph", "cluster "+fsid, err), p.checkJournal(ctx), p.checkBus(ctx))
 	stores, err := p.glance.Stores(ctx)
-	list = append(list, result("Glance", storesText(stores, fsid), err))
+	list = append(list, result("Glance", storesText(stores, fsid), err), p.checkFormat(ctx))
 
 	backends, err := p.cinder.Backends(ctx)
 
@@ -161,6 +161,21 @@ func (p *parts) checkCinder(backends map[string]strategies.Backend, fsid string,
 	}
 
 	return result("Cinder", strings.Join(list, "; "), nil)
+}
+
+// checkFormat says what a volume must not hold, which auto leaves to Glance's release.
+func (p *parts) checkFormat(ctx context.Context) check {
+	const name = "format check"
+	checks := p.config.formatPolicy().Checks
+	if checks != strategies.FormatAuto {
+		return check{name, "ok", string(checks) + " by CINDERLIFT_FORMAT_CHECK"}
+	}
+	inspects, err := p.glance.Inspects(ctx)
+	if !inspects {
+		return result(name, "off: this release of Glance does not inspect uploads; CINDERLIFT_FORMAT_CHECK=strict does", err)
+	}
+
+	return result(name, "glance: as this release of Glance inspects uploads", err)
 }
 
 // checkEarly names the one cap that makes images usable within seconds. Whether client.glance has it shows only to an

@@ -69,6 +69,10 @@ type config struct {
 	VolumeNames string            `split_words:"true" default:"volume-%s" desc:"volume_name_template of Cinder"`
 	ImageStore  string            `split_words:"true" desc:"Glance store for volumes whose type names none; empty: Glance's default"`
 
+	FormatCheck             string   `split_words:"true" default:"auto" desc:"what a volume must not hold to become an image: as Glance refuses it to uploads (glance), every other image format as well (strict), nothing (off), or auto: glance where Glance is of release 30 (2025.1) or later, off before"`
+	RequireImageFormatMatch bool     `split_words:"true" default:"true" desc:"as in glance-api.conf: with false, what looks like several formats or can't be read to its end is let through, unless CINDERLIFT_FORMAT_CHECK is strict"`
+	GptSafetyChecksNonfatal []string `split_words:"true" desc:"as in glance-api.conf: mbr lets odd partition tables through"`
+
 	Slots     int `default:"64" desc:"jobs at a time, about 5 MiB of memory each; as many again may be taken over from workers that died"`
 	DataSlots int `split_words:"true" default:"4" desc:"of these, how many move data at a time (copy, flatten, upload); the others make images usable meanwhile, or wait"`
 
@@ -212,7 +216,13 @@ func (c *config) choices() error {
 		return fmt.Errorf("CINDERLIFT_VOLUME_NAMES: %q does not hold %%s once", c.VolumeNames)
 	}
 
+	var checks []string
+	for _, k := range strategies.FormatChecks() {
+		checks = append(checks, string(k))
+	}
+
 	return errors.Join(
+		oneOf("CINDERLIFT_FORMAT_CHECK", c.FormatCheck, checks...),
 		oneOf("CINDERLIFT_REGISTER", c.Register, modes...),
 		oneOf("CINDERLIFT_QUEUE_TYPE", c.QueueType, "", "classic", "quorum"),
 		oneOf("CINDERLIFT_LOG_LEVEL", c.LogLevel, "debug", "info", "warn", "error"),

@@ -14,6 +14,7 @@ import (
 	"github.com/cinderlift/cinderlift/glance"
 	"github.com/cinderlift/cinderlift/internal/ceph"
 	"github.com/cinderlift/cinderlift/internal/cinder"
+	"github.com/cinderlift/cinderlift/internal/imageformat"
 	"github.com/cinderlift/cinderlift/internal/keystone"
 	"github.com/cinderlift/cinderlift/internal/oslo"
 	"github.com/cinderlift/cinderlift/metrics"
@@ -186,11 +187,11 @@ func serviceName(catalogType string) string {
 // steps lists the steps of the strategies for metrics that have to be present at zero.
 func steps() map[string][]string {
 	return map[string][]string{
-		strategies.NameCloneFlatten: {strategies.StepSnapshot, strategies.StepProtect, strategies.StepClone,
+		strategies.NameCloneFlatten: {strategies.StepSnapshot, strategies.StepInspect, strategies.StepProtect, strategies.StepClone,
 			strategies.StepSeal, strategies.StepRegister, strategies.StepFlatten, strategies.StepReleaseSource},
-		strategies.NameCopy: {strategies.StepSnapshot, strategies.StepCopyObjects, strategies.StepSeal,
+		strategies.NameCopy: {strategies.StepSnapshot, strategies.StepInspect, strategies.StepCopyObjects, strategies.StepSeal,
 			strategies.StepRegister, strategies.StepReleaseSource},
-		strategies.NameExportUpload: {strategies.StepSnapshot, strategies.StepUpload, strategies.StepReleaseSource},
+		strategies.NameExportUpload: {strategies.StepSnapshot, strategies.StepInspect, strategies.StepUpload, strategies.StepReleaseSource},
 	}
 }
 
@@ -210,7 +211,12 @@ func (p *parts) imagePool() string {
 
 func (c *config) strategyOptions() strategies.Options {
 	return strategies.Options{Order: c.Strategies, Register: strategies.RegisterMode(c.Register), VolumePools: c.VolumePools,
-		ImagePool: c.ImagePool, ImageFSID: c.ImageFsid, StoreID: c.ImageStore}
+		ImagePool: c.ImagePool, ImageFSID: c.ImageFsid, StoreID: c.ImageStore, Format: c.formatPolicy()}
+}
+
+func (c *config) formatPolicy() imageformat.Policy {
+	return imageformat.Policy{Checks: imageformat.Checks(c.FormatCheck), AnyFormat: !c.RequireImageFormatMatch,
+		Nonfatal: c.GptSafetyChecksNonfatal}
 }
 
 // runner wires one worker.

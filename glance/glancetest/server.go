@@ -47,6 +47,7 @@ type Config struct {
 	HashAlgorithm     string
 	Stores            []Store // enabled_backends; none: one store without a name
 	NoDeactivate      bool    // the policy deactivate is closed to us
+	NoFSID            bool    // stores/detail does not tell the fsid of RBD stores, as before 30.0.0
 	StoresCode        int     // what stores/detail answers; 0 is 200, or 404 without Stores
 }
 
@@ -157,7 +158,11 @@ func (s *Server) stores(w http.ResponseWriter) {
 	for _, st := range s.Config.Stores {
 		m := map[string]any{"id": st.ID, "type": st.Type, "weight": 0, "properties": map[string]any{}}
 		if st.Type == "rbd" {
-			m["properties"] = map[string]any{"pool": st.Pool, "fsid": st.FSID, "chunk_size": 8 << 20, "thin_provisioning": false}
+			p := map[string]any{"pool": st.Pool, "chunk_size": 8 << 20, "thin_provisioning": false}
+			if !s.Config.NoFSID {
+				p["fsid"] = orNull(st.FSID)
+			}
+			m["properties"] = p
 		}
 		if st.Default {
 			m["default"] = "true"

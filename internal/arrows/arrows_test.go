@@ -14,20 +14,21 @@ const module = "github.com/cinderlift/cinderlift/"
 func arrows() map[string][]string {
 	return map[string][]string{
 		"worker":            {},
-		"strategies":        {"worker"},
+		"strategies":        {"internal/imageformat", "worker"},
 		"internal/oslo":     {},
 		"internal/keystone": {"worker"},
 		"metrics":           {"worker"},
 		"glance":            {"internal/keystone", "strategies", "worker"},
 		"internal/cinder":   {"internal/keystone", "internal/oslo", "strategies", "worker"},
-		"internal/ceph":     {"strategies", "worker"},
+		"internal/ceph":     {"internal/imageformat", "strategies", "worker"},
 		"internal/reap":     {"strategies", "worker"},
-		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/keystone", "internal/oslo", "internal/reap", "metrics",
-			"strategies", "worker"},
+		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/imageformat", "internal/keystone", "internal/oslo", "internal/reap",
+			"metrics", "strategies", "worker"},
+		"internal/imageformat": {},
 
 		// Test kits and the lab's driver: nothing of the product imports them.
 		"worker/workertest":              {"worker"},
-		"strategies/strategiestest":      {"strategies", "worker"},
+		"strategies/strategiestest":      {"internal/imageformat", "strategies", "worker"},
 		"internal/lab":                   {"internal/keystone"},
 		"internal/arrows":                {},
 		"internal/writestest":            {},

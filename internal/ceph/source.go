@@ -7,6 +7,7 @@ import (
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
 
+	"github.com/cinderlift/cinderlift/internal/imageformat"
 	"github.com/cinderlift/cinderlift/strategies"
 	"github.com/cinderlift/cinderlift/worker"
 )
@@ -35,6 +36,32 @@ func (im *Images) Stat(ctx context.Context, src strategies.Ref) (strategies.Sour
 	})
 	if err != nil {
 		return strategies.SourceInfo{}, err
+	}
+
+	return <-found, nil
+}
+
+// Inspect implements strategies.Source.
+func (im *Images) Inspect(ctx context.Context, src strategies.Ref, snap string) (imageformat.Finding, error) {
+	op := fmt.Sprintf("inspect %s@%s", src, snap)
+	found := make(chan imageformat.Finding, 1) // not shared memory: the call may linger
+	err := im.do(ctx, op, src, func(context.Context) error {
+		return missing(op, im.reading(src, rbd.NoSnapshot, func(image *rbd.Image) error {
+			if err := image.SetSnapshot(snap); err != nil {
+				return missingSnapshot(op, err)
+			}
+			info, err := image.Stat()
+			if err != nil {
+				return err
+			}
+			f, err := imageformat.Inspect(image, int64(info.Size))
+			found <- f
+
+			return err
+		}))
+	})
+	if err != nil {
+		return imageformat.Finding{}, err
 	}
 
 	return <-found, nil

@@ -31,7 +31,7 @@ func writers() map[string][]string {
 		"Claim.Save":    {object},
 		"Claim.Renew":   {lock},
 		"Claim.Release": {object, "rados_break_lock", "rados_notify2"},
-		"Images.FSID":   reads, "Images.Stat": reads, "Images.Open": reads, "Images.Complete": reads, "Images.Close": reads,
+		"Images.FSID":   reads, "Images.Stat": reads, "Images.Inspect": reads, "Images.Open": reads, "Images.Complete": reads, "Images.Close": reads,
 		"Images.Traces": reads, "Images.Look": reads,
 		"Images.Snapshot":    {"rbd_snap_create"},
 		"Images.Protect":     {"rbd_snap_protect"},

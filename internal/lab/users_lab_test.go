@@ -29,10 +29,10 @@ func beforeTheCommit() []moment {
 	}
 	var all []moment
 	for way, steps := range map[string][]string{
-		"early":  {"clone-flatten/snapshot", "clone-flatten/protect", "clone-flatten/clone", "clone-flatten/seal", "clone-flatten/register"},
+		"early":  {"clone-flatten/snapshot", "clone-flatten/inspect", "clone-flatten/protect", "clone-flatten/clone", "clone-flatten/seal", "clone-flatten/register"},
 		"late":   {"clone-flatten/clone", "clone-flatten/flatten", "clone-flatten/register"},
-		"copy":   {"copy/snapshot", "copy/copy-objects", "copy/seal", "copy/register"},
-		"export": {"export-upload/snapshot", "export-upload/upload"},
+		"copy":   {"copy/snapshot", "copy/inspect", "copy/copy-objects", "copy/seal", "copy/register"},
+		"export": {"export-upload/snapshot", "export-upload/inspect", "export-upload/upload"},
 	} {
 		for _, step := range steps {
 			all = append(all, moment{way, step + "/hang"})

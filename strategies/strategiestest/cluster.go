@@ -1,6 +1,7 @@
 package strategiestest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cinderlift/cinderlift/internal/imageformat"
 	"github.com/cinderlift/cinderlift/strategies"
 	"github.com/cinderlift/cinderlift/worker"
 )
@@ -22,7 +24,7 @@ type Fault func(site string) (before, after error)
 // fsid, stat, open, read and complete.
 func Sites() []string {
 	return []string{
-		"snapshot", "protect",
+		"snapshot", "inspect", "protect",
 		"clone", "clone.mark", "clone.clean", "copy.create", "copy.mark", "copy.object", "copy.finish",
 		"seal.snapshot", "seal.protect", "seal.mark", "flatten.object", "flatten.detach",
 		"release.unprotect", "release.snapshot",
@@ -183,26 +185,42 @@ func (c *Cluster) Release(ctx context.Context, src strategies.Ref, snap string) 
 	})
 }
 
+// Inspect implements strategies.Source.
+func (c *Cluster) Inspect(ctx context.Context, src strategies.Ref, snap string) (imageformat.Finding, error) {
+	data, err := c.frozen(ctx, "inspect", src, snap)
+	if err != nil {
+		return imageformat.Finding{}, err
+	}
+
+	return imageformat.Inspect(bytes.NewReader(data), int64(len(data)))
+}
+
 // Open implements strategies.Source.
 func (c *Cluster) Open(ctx context.Context, src strategies.Ref, snap string) (strategies.Content, error) {
-	var data []byte
-	err := c.at(ctx, "open", "open "+src.String(), func() error {
-		im, err := c.volume("open", src)
-		if err != nil {
-			return err
-		}
-		if im.snaps[snap] == nil {
-			return fault("open "+src.String()+"@"+snap, worker.ReasonMismatch, worker.GiveUp, errNoSnapshot)
-		}
-		data = c.read(im, im.snaps[snap])
-
-		return nil
-	})
+	data, err := c.frozen(ctx, "open", src, snap)
 	if err != nil {
 		return nil, err
 	}
 
 	return &content{c: c, ctx: ctx, data: data}, nil
+}
+
+// frozen answers the snapshot's bytes.
+func (c *Cluster) frozen(ctx context.Context, site string, src strategies.Ref, snap string) (data []byte, err error) {
+	err = c.at(ctx, site, site+" "+src.String(), func() error {
+		im, err := c.volume(site, src)
+		if err != nil {
+			return err
+		}
+		if im.snaps[snap] == nil {
+			return fault(site+" "+src.String()+"@"+snap, worker.ReasonMismatch, worker.GiveUp, errNoSnapshot)
+		}
+		data = c.read(im, im.snaps[snap])
+
+		return nil
+	})
+
+	return data, err
 }
 
 func (c *Cluster) volume(op string, at strategies.Ref) (*image, error) {

@@ -75,6 +75,7 @@ func throughAll(t *testing.T, r Rig) {
 		id := r.ID()
 		m := strategies.Make{Src: src, Snapshot: strategies.SourceSnapshot(id), Dst: strategies.Ref{Pool: r.Images, Image: id}, Job: id}
 		again(func() error { return r.Source.Snapshot(ctx, src, m.Snapshot) })
+		again(func() error { _, err := r.Source.Inspect(ctx, src, m.Snapshot); return err })
 		again(func() error { return r.Source.Protect(ctx, src, m.Snapshot) })
 		if way == "clone" {
 			again(func() error { return r.Destination.Clone(ctx, m) })

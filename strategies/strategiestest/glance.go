@@ -14,11 +14,14 @@ import (
 
 // Glance is a Glance in memory with an RBD store in a Cluster. It checks what it is told to register.
 type Glance struct {
-	// Fail injects faults at the sites image, stores, register and upload; nil for none.
+	// Fail injects faults at the sites image, stores, inspects, register and upload; nil for none.
 	Fail Fault
 
 	// ReadsParents says whether Glance's key may read the volumes pool; Ceph's documented caps do not allow it.
 	ReadsParents bool
+
+	// Inspecting says whether uploads are inspected, as releases from 30.0.0 on do; with the default settings.
+	Inspecting bool
 
 	// Shown is what Stores answers.
 	Shown []strategies.Store
@@ -107,6 +110,13 @@ func (g *Glance) Stores(ctx context.Context) ([]strategies.Store, error) {
 	err := g.do(ctx, "stores", func() error { return nil })
 
 	return slices.Clone(g.Shown), err
+}
+
+// Inspects implements strategies.Images.
+func (g *Glance) Inspects(ctx context.Context) (bool, error) {
+	err := g.do(ctx, "inspects", func() error { return nil })
+
+	return g.Inspecting, err
 }
 
 // Register implements strategies.Images.

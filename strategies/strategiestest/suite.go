@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/cinderlift/cinderlift/internal/imageformat"
 	"github.com/cinderlift/cinderlift/strategies"
 	"github.com/cinderlift/cinderlift/worker"
 )
@@ -74,6 +76,8 @@ func suiteCases() []suiteCase {
 	return []suiteCase{
 		{"a volume that is not there", missingVolume},
 		{"a snapshot that is not there", missingSnapshot},
+		{"inspect", inspect},
+		{"inspect a clone of an image", inspectClone},
 		{"release waits for clones", releaseWaits},
 		{"metadata of the volume stays behind", metadataStaysBehind},
 		{"marks of another image prove nothing", inheritedMarks},
@@ -280,12 +284,57 @@ func open(t *testing.T, r Rig, src strategies.Ref) {
 	must(t, "release", r.Source.Release(t.Context(), src, m.Snapshot))
 }
 
+// header is a qcow2 header that names a backing file.
+const header = "QFI\xfb\x00\x00\x00\x03\x00\x00\x00\x00\x00\x00\x02\x00"
+
+// wantHeader looks for it at the snapshot, and behind the first sectors.
+func wantHeader(t *testing.T, r Rig, m strategies.Make) {
+	t.Helper()
+	f, err := r.Source.Inspect(t.Context(), m.Src, m.Snapshot)
+	must(t, "inspect", err)
+	if !slices.Equal(f.Formats, []imageformat.Format{imageformat.QCOW2, imageformat.ISO}) || len(f.Problems) != 1 ||
+		f.Problems[0].Check != "backing_file" {
+		t.Errorf("found %+v, want qcow2 with a backing file, and iso", f)
+	}
+}
+
+func inspect(t *testing.T, r Rig) {
+	src := r.volume(t, 12*r.ObjectSize)
+	r.Backdoor.Write(t, src, 0, []byte(header))
+	r.Backdoor.Write(t, src, 32<<10+1, []byte("CD001"))
+	m := prepared(t, r, src)
+	r.Backdoor.Write(t, src, 0, make([]byte, 512)) // after the snapshot: not what the image is made of
+	wantHeader(t, r, m)
+	must(t, "release", r.Source.Release(t.Context(), src, m.Snapshot))
+	m = prepared(t, r, src)
+	f, err := r.Source.Inspect(t.Context(), src, m.Snapshot)
+	must(t, "inspect", err)
+	if !slices.Equal(f.Formats, []imageformat.Format{imageformat.ISO}) || len(f.Problems) != 0 {
+		t.Errorf("found %+v, want iso", f)
+	}
+}
+
+// inspectClone: the bytes are those of a parent, all of them or a part.
+func inspectClone(t *testing.T, r Rig) {
+	up, src := r.name(t, r.Images), r.name(t, r.Volumes)
+	r.Backdoor.Put(t, up, Blueprint{Size: 12 * r.ObjectSize, ObjectSize: r.ObjectSize})
+	r.Backdoor.Write(t, up, 0, []byte(header))
+	r.Backdoor.Write(t, up, 32<<10+1, []byte("CD001"))
+	r.Backdoor.Freeze(t, up, strategies.GlanceSnapshot)
+	r.Backdoor.Put(t, src, Blueprint{Parent: up, Snapshot: strategies.GlanceSnapshot})
+	wantHeader(t, r, prepared(t, r, src))
+	r.Backdoor.Write(t, src, 512, noise(512, 3))
+	wantHeader(t, r, prepared(t, r, src))
+}
+
 func missingVolume(t *testing.T, r Rig) {
 	at := strategies.Ref{Pool: r.Volumes, Image: "volume-" + r.ID()}
 	_, err := r.Source.Stat(t.Context(), at)
 	wantReason(t, "stat", err, worker.ReasonVolumeMissing)
 	wantReason(t, "snapshot", r.Source.Snapshot(t.Context(), at, "s"), worker.ReasonVolumeMissing)
 	wantReason(t, "protect", r.Source.Protect(t.Context(), at, "s"), worker.ReasonVolumeMissing)
+	_, err = r.Source.Inspect(t.Context(), at, "s")
+	wantReason(t, "inspect", err, worker.ReasonVolumeMissing)
 	_, err = r.Source.Open(t.Context(), at, "s")
 	wantReason(t, "open", err, worker.ReasonVolumeMissing)
 	must(t, "release", r.Source.Release(t.Context(), at, "s"))
@@ -300,7 +349,9 @@ func missingVolume(t *testing.T, r Rig) {
 func missingSnapshot(t *testing.T, r Rig) {
 	at := r.volume(t, 2*r.ObjectSize, 0)
 	wantReason(t, "protect", r.Source.Protect(t.Context(), at, "s"), worker.ReasonMismatch)
-	_, err := r.Source.Open(t.Context(), at, "s")
+	_, err := r.Source.Inspect(t.Context(), at, "s")
+	wantReason(t, "inspect", err, worker.ReasonMismatch)
+	_, err = r.Source.Open(t.Context(), at, "s")
 	wantReason(t, "open", err, worker.ReasonMismatch)
 	must(t, "release", r.Source.Release(t.Context(), at, "s"))
 }
@@ -590,6 +641,7 @@ func finishedContext(t *testing.T, r Rig) {
 		"stat":     func() error { _, err := r.Source.Stat(ctx, m.Src); return err },
 		"snapshot": func() error { return r.Source.Snapshot(ctx, m.Src, m.Snapshot) },
 		"protect":  func() error { return r.Source.Protect(ctx, m.Src, m.Snapshot) },
+		"inspect":  func() error { _, err := r.Source.Inspect(ctx, m.Src, m.Snapshot); return err },
 		"open":     func() error { _, err := r.Source.Open(ctx, m.Src, m.Snapshot); return err },
 		"clone":    func() error { return r.Destination.Clone(ctx, m) },
 		"copy":     func() error { return r.Destination.CopyObjects(ctx, m, nil) },
