@@ -22,6 +22,7 @@ func arrows() map[string][]string {
 		"internal/cinder":   {"internal/keystone", "internal/oslo", "strategies", "worker"},
 		"internal/ceph":     {"strategies", "worker"},
 		"internal/reap":     {"strategies", "worker"},
+		"internal/qcow2":    {},
 		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/keystone", "internal/oslo", "internal/reap", "metrics",
 			"strategies", "worker"},
 
@@ -50,6 +51,7 @@ func owners() map[string][]string {
 		"github.com/prometheus/client_golang":  {"metrics"},
 		"github.com/kelseyhightower/envconfig": {"cmd/cinderlift"},
 		"github.com/spf13/cobra":               {"cmd/cinderlift"},
+		"github.com/klauspost/compress":        {"internal/qcow2"},
 		"github.com/google/uuid":               {"internal/oslo", "internal/cinder"},
 		"C":                                    {"internal/ceph"},
 	}
