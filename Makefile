@@ -11,7 +11,7 @@ CEPH_MAJOR := $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cu
 CEPH_RELEASE := $(patsubst 16,pacific,$(patsubst 17,quincy,$(patsubst 18,reef,$(patsubst 19,squid,$(CEPH_MAJOR)))))
 TAGS := $(CEPH_RELEASE),ceph_preview
 # Everything that needs no librbd.
-PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/reap/... ./internal/lab/... ./internal/arrows/... ./deployments/...
+PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/reap/... ./internal/qcow2/... ./internal/lab/... ./internal/arrows/... ./deployments/...
 # The race detector needs a C compiler; without one Go turns cgo off by itself.
 RACE = $(if $(filter 1,$(shell $(GO) env CGO_ENABLED)),-race)
 GENERATIONS ?= bookworm trixie
@@ -52,7 +52,7 @@ unit-ceph: ## tests without services of what needs librbd
 check: deps ## gofmt, vet and the linters
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
 	$(GO) vet -tags $(TAGS) ./...
-	$(GO) vet -tags $(TAGS),lab ./...
+	$(GO) vet -tags $(TAGS),lab,qemu ./...
 	deployments/lint $(TAGS)
 
 .PHONY: test
