@@ -186,6 +186,7 @@ func (c *Cluster) Release(ctx context.Context, src strategies.Ref, snap string) 
 // Open implements strategies.Source.
 func (c *Cluster) Open(ctx context.Context, src strategies.Ref, snap string) (strategies.Content, error) {
 	var data []byte
+	object := int64(objectSize)
 	err := c.at(ctx, "open", "open "+src.String(), func() error {
 		im, err := c.volume("open", src)
 		if err != nil {
@@ -194,7 +195,7 @@ func (c *Cluster) Open(ctx context.Context, src strategies.Ref, snap string) (st
 		if im.snaps[snap] == nil {
 			return fault("open "+src.String()+"@"+snap, worker.ReasonMismatch, worker.GiveUp, errNoSnapshot)
 		}
-		data = c.read(im, im.snaps[snap])
+		data, object = c.read(im, im.snaps[snap]), im.objectSize
 
 		return nil
 	})
@@ -202,7 +203,7 @@ func (c *Cluster) Open(ctx context.Context, src strategies.Ref, snap string) (st
 		return nil, err
 	}
 
-	return &content{c: c, ctx: ctx, data: data}, nil
+	return &content{c: c, ctx: ctx, data: data, object: object}, nil
 }
 
 func (c *Cluster) volume(op string, at strategies.Ref) (*image, error) {
