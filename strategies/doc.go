@@ -3,7 +3,7 @@
 //	clone-flatten   snapshot protect clone seal register▲ flatten release-source    same cluster, raw, bare
 //	   or, late     snapshot protect clone seal flatten register▲ release-source    where Glance can't read the parent
 //	copy            snapshot copy-objects seal register▲ release-source             same cluster, raw, bare
-//	export-upload   snapshot upload▲ release-source                                 raw, bare, any store of Glance
+//	export-upload   snapshot upload▲ release-source                                 raw or qcow2, bare, any store of Glance
 //
 // ▲ is the commit point: before it everything can be undone, after it the job only goes forward.
 //

@@ -23,8 +23,8 @@ func arrows() map[string][]string {
 		"internal/ceph":     {"strategies", "worker"},
 		"internal/reap":     {"strategies", "worker"},
 		"internal/qcow2":    {},
-		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/keystone", "internal/oslo", "internal/reap", "metrics",
-			"strategies", "worker"},
+		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/keystone", "internal/oslo", "internal/qcow2", "internal/reap",
+			"metrics", "strategies", "worker"},
 
 		// Test kits and the lab's driver: nothing of the product imports them.
 		"worker/workertest":              {"worker"},

@@ -20,6 +20,9 @@ type Glance struct {
 	// ReadsParents says whether Glance's key may read the volumes pool; Ceph's documented caps do not allow it.
 	ReadsParents bool
 
+	// Decode makes the disk of uploaded data; nil: they are it.
+	Decode func(data []byte) []byte
+
 	// Shown is what Stores answers.
 	Shown []strategies.Store
 
@@ -68,7 +71,7 @@ func (g *Glance) Status(id string) string {
 	return ""
 }
 
-// Data is what a user downloads of an active image.
+// Data is what a user sees on the disk of an active image.
 func (g *Glance) Data(id string) ([]byte, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -77,10 +80,18 @@ func (g *Glance) Data(id string) ([]byte, error) {
 	case im == nil || im.status != worker.ImageActive:
 		return nil, errors.New("the image has no data")
 	case im.location == "":
-		return im.data, nil
+		return g.disk(im.data), nil
 	default:
 		return g.c.Bytes(g.at(im.location), strategies.GlanceSnapshot)
 	}
+}
+
+func (g *Glance) disk(data []byte) []byte {
+	if g.Decode == nil {
+		return data
+	}
+
+	return g.Decode(data)
 }
 
 // Image implements strategies.Images.
@@ -157,7 +168,7 @@ func (g *Glance) Upload(
 		case im.status != worker.ImageQueued:
 			return fault("upload "+imageID, worker.ReasonImageState, worker.GiveUp, nil)
 		}
-		g.c.kept(imageID, data)
+		g.c.kept(imageID, g.disk(data))
 		im.status, im.data = worker.ImageActive, data
 
 		return nil
