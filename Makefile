@@ -11,9 +11,9 @@ CEPH_MAJOR := $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cu
 CEPH_RELEASE := $(patsubst 16,pacific,$(patsubst 17,quincy,$(patsubst 18,reef,$(patsubst 19,squid,$(CEPH_MAJOR)))))
 TAGS := $(CEPH_RELEASE),ceph_preview
 # Everything that needs no librbd.
-PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/reap/... ./internal/lab/... ./internal/arrows/... ./internal/imageformat/... ./deployments/...
+PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/reap/... ./internal/lab/... ./internal/arrows/... ./internal/imageformat/... ./internal/qcow2/... ./deployments/...
 # Packages with tests that compare with qemu-img (build tag qemu).
-QEMU := ./internal/imageformat
+QEMU := ./internal/imageformat ./internal/qcow2
 # The race detector needs a C compiler; without one Go turns cgo off by itself.
 RACE = $(if $(filter 1,$(shell $(GO) env CGO_ENABLED)),-race)
 GENERATIONS ?= bookworm trixie
@@ -52,7 +52,7 @@ unit-ceph: ## tests without services of what needs librbd
 
 .PHONY: unit-qemu
 unit-qemu: ## tests without services that compare with qemu-img
-	$(GO) test -count=1 -tags qemu $(QEMU)
+	$(GO) test -count=1 -tags qemu -run "^TestQemu" $(QEMU)
 
 .PHONY: check
 check: deps ## gofmt, vet and the linters

@@ -64,6 +64,7 @@ type cloud struct {
 	images  strategies.Images // what strategies see of glance
 	store   *workertest.Store
 	options strategies.Options
+	format  string                 // that the image is to have; "": raw
 	before  map[strategies.Ref]any // foreign images as they were
 
 	// wrap, if set, changes the strategies of workers: other releases.
@@ -227,6 +228,7 @@ func (c *cloud) run(name string, fault func(op string) mode, d time.Duration) {
 		Strategies: func(worker.Claim) []worker.Strategy {
 			list, err := strategies.Builtin(strategies.Deps{
 				Source: c.ceph, Destination: c.ceph, Images: c.images, Backends: c, Memory: memory, Options: c.options,
+				Encoders: encoders(),
 			})
 			if err != nil {
 				c.t.Error(err)
@@ -281,10 +283,17 @@ func (c *cloud) record() (worker.Record, error) {
 
 // begin is the accepted job.
 func (c *cloud) begin(j worker.Job) {
+	if c.format != "" {
+		j.DiskFormat = c.format
+	}
 	now := time.Now().UTC()
 	if err := c.store.Journal("test").Create(context.Background(), worker.Record{Job: j, Accepted: now, Updated: now}); err != nil {
 		c.t.Errorf("accept the job: %v", err)
 	}
+}
+
+func encoders() map[string]strategies.Encoder {
+	return map[string]strategies.Encoder{strategiestest.FormatBox: strategiestest.Box}
 }
 
 func request() worker.Job {

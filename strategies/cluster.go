@@ -52,6 +52,10 @@ type Source interface {
 type Content interface {
 	io.ReadSeekCloser
 	Size() int64
+
+	// Allocated calls found for every part [from, to) in which something may exist, in ascending order, within the size;
+	// everything else is zeros. It reads no data. An error of found ends it and is handed through.
+	Allocated(found func(from, to int64) error) error
 }
 
 // Make describes the image to be made.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cinderlift/cinderlift/strategies"
+	"github.com/cinderlift/cinderlift/strategies/strategiestest"
 	"github.com/cinderlift/cinderlift/worker"
 	"pgregory.net/rapid"
 )
@@ -26,6 +27,9 @@ type scenario struct {
 func order(names ...string) func(c *cloud) {
 	return func(c *cloud) { c.options.Order = names }
 }
+
+// boxed asks for an image that has to be encoded.
+func boxed(c *cloud) { c.format, c.glance.Decode = strategiestest.FormatBox, strategiestest.Unbox }
 
 // refusing lets an operation fail for good, whoever tries it.
 func refusing(op string, r worker.Reason, a worker.Advice) func(c *cloud) {
@@ -62,6 +66,7 @@ func scenarios() []scenario {
 		{"clone auto", func(*cloud) {}, worker.Done, none, "clone-flatten", false},
 		{"copy", order("copy"), worker.Done, none, "copy", false},
 		{"upload", order("export-upload"), worker.Done, none, "export-upload", false},
+		{"upload of another format", both(order("export-upload"), boxed), worker.Done, none, "export-upload", false},
 		{"clone to copy", refusing("ceph clone", worker.ReasonCephRefused, worker.OtherWay), worker.Done, none, "copy", true},
 		{"clone to copy to upload", refusing("glance register", worker.ReasonGlanceRefused, worker.OtherWay), worker.Done, none,
 			"export-upload", true},

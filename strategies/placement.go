@@ -57,16 +57,6 @@ func kept(strategy string, raw json.RawMessage) (placement, error) {
 	return p, nil
 }
 
-// rawOnly refuses what no strategy can make from a block device without converting it.
-func rawOnly(strategy string, j worker.Job) error {
-	if j.DiskFormat == "raw" && j.ContainerFormat == "bare" {
-		return nil
-	}
-
-	return worker.NotApplicable(strategy, fmt.Sprintf("the image is to be %s/%s, only raw/bare is served", j.DiskFormat,
-		j.ContainerFormat))
-}
-
 // source finds the volume's RBD image in the connected cluster.
 func (d Deps) source(ctx context.Context, strategy string, t worker.Task) (placement, error) {
 	fsid, err := d.Source.FSID(ctx)

@@ -57,6 +57,7 @@ func (p *planning) strategies(t *testing.T) []worker.Strategy {
 	t.Helper()
 	list, err := strategies.Builtin(strategies.Deps{
 		Source: p.ceph, Destination: p.ceph, Images: p.glance, Backends: p.backends, Memory: p.memory, Options: p.options,
+		Encoders: encoders(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +128,15 @@ func TestPlacement(t *testing.T) {
 			[]string{no, "CINDERLIFT_VOLUME_POOLS"}},
 		{"volume is not there", func(p *planning) { p.task.Volume.Name = "volume-gone" }, []string{"volume-missing"},
 			[]string{"volume-missing"}},
-		{"qcow2", func(p *planning) { p.task.Job.DiskFormat = "qcow2" }, []string{no, "qcow2"}, []string{no, "qcow2"}},
+		{"vmdk", func(p *planning) { p.task.Job.DiskFormat = "vmdk" }, []string{no, "vmdk"}, []string{no, "vmdk"}},
+		{"a format with an encoder", func(p *planning) { p.task.Job.DiskFormat = strategiestest.FormatBox },
+			[]string{no, strategiestest.FormatBox}, []string{src("volumes")}},
+		{"a format with an encoder, encrypted", func(p *planning) {
+			p.task.Job.DiskFormat, p.task.Volume.Encrypted = strategiestest.FormatBox, true
+		}, []string{no, strategiestest.FormatBox}, []string{no, "encrypted"}},
+		{"a format with an encoder, in a container", func(p *planning) {
+			p.task.Job.DiskFormat, p.task.Job.ContainerFormat = strategiestest.FormatBox, "ova"
+		}, []string{no, "ova"}, []string{no, "ova"}},
 		{"container", func(p *planning) { p.task.Job.ContainerFormat = "compressed" }, []string{no, "compressed"}, []string{no, "compressed"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -6,7 +6,8 @@ import (
 	"github.com/cinderlift/cinderlift/worker"
 )
 
-// ExportUpload streams a snapshot through this process into Glance. It serves any store, also in another cluster.
+// ExportUpload streams a snapshot through this process into Glance. It serves any store, also in another cluster, and any
+// format that there is an encoder for.
 type ExportUpload struct{ Deps Deps }
 
 var _ worker.Strategy = (*ExportUpload)(nil)
@@ -21,12 +22,15 @@ func (e *ExportUpload) Plan(ctx context.Context, t worker.Task) (worker.Plan, er
 		return worker.Plan{}, err
 	}
 	mk := p.make(t.Job.ImageID)
-
-	upload := e.upload(mk, p)
+	upload := e.upload(mk, p, t.Job.DiskFormat)
+	steps := []worker.Step{e.Deps.snapshot(mk)}
+	if t.Job.DiskFormat == formatRaw { // what lies inside another format is taken for a disk's bytes, whatever they look like
+		steps = append(steps, e.Deps.inspect(mk, upload.Undo))
+	}
 
 	return worker.Plan{
 		Strategy: NameExportUpload,
-		Steps:    []worker.Step{e.Deps.snapshot(mk), e.Deps.inspect(mk, upload.Undo), upload, e.Deps.releaseSource(mk)},
+		Steps:    append(steps, upload, e.Deps.releaseSource(mk)),
 		Commit:   StepUpload,
 		Keep:     p.keep(),
 	}, nil
@@ -36,8 +40,12 @@ func (e *ExportUpload) place(ctx context.Context, t worker.Task) (placement, err
 	if t.Kept != nil {
 		return kept(NameExportUpload, t.Kept)
 	}
-	if err := rawOnly(NameExportUpload, t.Job); err != nil {
+	if err := served(NameExportUpload, t.Job, e.Deps.formats()); err != nil {
 		return placement{}, err
+	}
+	if t.Volume.Encrypted && t.Job.DiskFormat != formatRaw {
+		// cinder-api refuses it as well (cinder 21.3 api/contrib/volume_actions.py:219-226).
+		return placement{}, worker.NotApplicable(NameExportUpload, "an encrypted volume can become a raw image only")
 	}
 	p, err := e.Deps.source(ctx, NameExportUpload, t)
 	if err != nil {
@@ -51,29 +59,34 @@ func (e *ExportUpload) place(ctx context.Context, t worker.Task) (placement, err
 	return p, nil
 }
 
-func (e *ExportUpload) upload(mk Make, p placement) worker.Step {
+func (e *ExportUpload) upload(mk Make, p placement, format string) worker.Step {
 	return worker.Step{
 		Name: StepUpload,
 		Data: true,
-		Do:   func(ctx context.Context, pr worker.Progress) error { return e.send(ctx, mk, p, pr) },
-		Undo: func(ctx context.Context) error { return e.uploaded(ctx, mk, p) },
+		Do:   func(ctx context.Context, pr worker.Progress) error { return e.send(ctx, mk, p, format, pr) },
+		Undo: func(ctx context.Context) error { return e.uploaded(ctx, mk, p, format) },
 	}
 }
 
-func (e *ExportUpload) send(ctx context.Context, mk Make, p placement, pr worker.Progress) error {
+func (e *ExportUpload) send(ctx context.Context, mk Make, p placement, format string, pr worker.Progress) error {
 	content, err := e.Deps.Source.Open(ctx, mk.Src, mk.Snapshot)
 	if err != nil {
 		return err
 	}
 	defer content.Close() // read-only: nothing can be lost by it
 
-	// The snapshot's size: the volume may have been extended between the plan and the snapshot.
-	return e.Deps.Images.Upload(ctx, mk.Job, p.Store, content, content.Size(), pr)
+	file, err := e.Deps.encode(format, content)
+	if err != nil {
+		return err
+	}
+
+	// Of the snapshot's size: the volume may have been extended between the plan and the snapshot.
+	return e.Deps.Images.Upload(ctx, mk.Job, p.Store, file, file.Size(), pr)
 }
 
 // uploaded answers ErrCommitted when the image is active with the snapshot's bytes. No location tells whose data an
 // active image has, so it is compared: what somebody else uploaded meanwhile, or what arrived mangled, is no success.
-func (e *ExportUpload) uploaded(ctx context.Context, mk Make, p placement) error {
+func (e *ExportUpload) uploaded(ctx context.Context, mk Make, p placement, format string) error {
 	img, err := e.Deps.Images.Image(ctx, mk.Job)
 	switch {
 	case worker.ReasonOf(err) == worker.ReasonImageMissing:
@@ -83,7 +96,7 @@ func (e *ExportUpload) uploaded(ctx context.Context, mk Make, p placement) error
 	case img.Status != worker.ImageActive && img.Status != worker.ImageDeactivated:
 		return nil // nothing of it is ours to remove
 	}
-	err = e.send(ctx, mk, p, nil)
+	err = e.send(ctx, mk, p, format, nil)
 	switch worker.ReasonOf(err) {
 	case worker.ReasonNone:
 		return worker.ErrCommitted

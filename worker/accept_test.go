@@ -73,6 +73,22 @@ func TestAccept(t *testing.T) {
 	}
 }
 
+// TestRecordVersion: a release that makes raw images only must not touch a job of another format, and may touch all others.
+func TestRecordVersion(t *testing.T) {
+	for format, want := range map[string]int{"raw": 1, "qcow2": 2} {
+		bubble(t, func(w *world) {
+			w.start("a", nil)
+			j := job(1)
+			j.DiskFormat = format
+			w.send(j)
+			w.closed("image-1")
+			if got := w.record("image-1").Version; got != want {
+				t.Errorf("a record of a job for %s has version %d, want %d", format, got, want)
+			}
+		})
+	}
+}
+
 func TestAcceptDuplicates(t *testing.T) {
 	bubble(t, func(w *world) {
 		p := w.start("a", nil)

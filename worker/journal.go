@@ -29,9 +29,20 @@ type Outcome struct {
 	Strategy string `json:"strategy,omitempty"`
 }
 
-// RecordVersion is what this release writes into Record.Version. It goes up when an older release must not touch such a
-// record any more; a field that an older one may ignore and lose does not need that. Before 1 no version was written.
-const RecordVersion = 1
+// RecordVersion is the highest that this release writes into Record.Version, and all that it understands. It goes up when an
+// older release must not touch such a record any more; a field that an older one may ignore and lose does not need that.
+// Before 1 no version was written. 2 is for images of other formats than raw: a release that makes raw ones only would
+// fill one with raw data after an adoption.
+const RecordVersion = 2
+
+// version is the lowest that a record of the job needs.
+func (j Job) version() int {
+	if j.DiskFormat == "raw" {
+		return 1
+	}
+
+	return RecordVersion
+}
 
 // Record is what the journal keeps of a job. What it says was done, was done; what it does not say may have been done
 // all the same.

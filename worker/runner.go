@@ -182,7 +182,7 @@ func (r *Runner) accept(ctx, work context.Context, d Delivery) (Job, bool) {
 		return Job{}, false
 	}
 	now := time.Now().UTC()
-	err = r.create(ctx, work, Record{Version: RecordVersion, Job: job, Accepted: now, Updated: now})
+	err = r.create(ctx, work, Record{Version: job.version(), Job: job, Accepted: now, Updated: now})
 	switch {
 	case errors.Is(err, ErrExists):
 		r.duplicate(ctx, work, d, job)

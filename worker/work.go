@@ -205,7 +205,7 @@ const saving = "save"
 // save writes the record, again and again until it is there or the lease has gone: an answer that got lost leaves open
 // whether it was written, and writing the same again is right.
 func (j *run) save(ctx context.Context) error {
-	j.rec.Version, j.rec.Updated = RecordVersion, time.Now().UTC()
+	j.rec.Version, j.rec.Updated = j.rec.Job.version(), time.Now().UTC()
 
 	return j.untilDone(ctx, 0, "journal", saving, func(ctx context.Context) error {
 		err := j.claim.Save(ctx, j.rec)

@@ -120,7 +120,7 @@ func (u *users) submit(ctx context.Context, r request) (*job, error) {
 	a := lab.Asked{Volume: r.volume, Name: r.name, Digest: u.digests[r.volume]}
 	spec := lab.Raw(r.name)
 	if !r.raw {
-		a.Digest, spec.DiskFormat = "", "qcow2"
+		a.Digest, spec.DiskFormat = "", "vmdk"
 	}
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 	defer cancel()

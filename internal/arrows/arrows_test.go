@@ -22,9 +22,10 @@ func arrows() map[string][]string {
 		"internal/cinder":   {"internal/keystone", "internal/oslo", "strategies", "worker"},
 		"internal/ceph":     {"internal/imageformat", "strategies", "worker"},
 		"internal/reap":     {"strategies", "worker"},
-		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/imageformat", "internal/keystone", "internal/oslo", "internal/reap",
-			"metrics", "strategies", "worker"},
+		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/imageformat", "internal/keystone", "internal/oslo", "internal/qcow2",
+			"internal/reap", "metrics", "strategies", "worker"},
 		"internal/imageformat": {},
+		"internal/qcow2":       {},
 
 		// Test kits and the lab's driver: nothing of the product imports them.
 		"worker/workertest":              {"worker"},
@@ -51,6 +52,7 @@ func owners() map[string][]string {
 		"github.com/prometheus/client_golang":  {"metrics"},
 		"github.com/kelseyhightower/envconfig": {"cmd/cinderlift"},
 		"github.com/spf13/cobra":               {"cmd/cinderlift"},
+		"github.com/klauspost/compress":        {"internal/qcow2"},
 		"github.com/google/uuid":               {"internal/oslo", "internal/cinder"},
 		"C":                                    {"internal/ceph"},
 	}

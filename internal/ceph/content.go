@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/ceph/go-ceph/rados"
@@ -33,6 +34,7 @@ type content struct {
 	pos    int64
 	closed bool
 	cancel context.CancelFunc
+	looks  sync.WaitGroup // of Allocated; they may linger
 }
 
 // Open implements strategies.Source.
@@ -144,6 +146,32 @@ func (c *content) read(p []byte, at int64) error {
 	return nil
 }
 
+// Allocated implements strategies.Content.
+func (c *content) Allocated(found func(from, to int64) error) error {
+	for at := int64(0); at < c.size; {
+		if c.closed {
+			return refuse(c.op, worker.ReasonInternal, worker.GiveUp, "look for holes after close: %w", errors.ErrUnsupported)
+		}
+		c.looks.Add(1)
+		w, err := detach(c.ctx, func() (extents, error) {
+			defer c.looks.Done()
+
+			return c.look(c.ctx, at)
+		}, nil)
+		if err != nil {
+			return classify(c.op, err)
+		}
+		for _, p := range w.within(at, w.to) {
+			if err := found(p[0], p[1]); err != nil {
+				return err
+			}
+		}
+		at = w.to
+	}
+
+	return nil
+}
+
 // look finds out what exists in the window around at. Whole objects: with a fast-diff map librbd knows that without
 // asking the OSDs.
 func (c *content) look(ctx context.Context, at int64) (extents, error) {
@@ -170,7 +198,7 @@ func (c *content) Close() error {
 	}
 	c.closed = true
 	c.cancel()
-	ended := c.reads.end()
+	ended := c.ended()
 	timer := time.NewTimer(closeWithin)
 	defer timer.Stop()
 	select {
@@ -181,6 +209,18 @@ func (c *content) Close() error {
 
 		return nil
 	}
+}
+
+// ended is closed when nothing works with the image any more.
+func (c *content) ended() <-chan struct{} {
+	ended, reads := make(chan struct{}), c.reads.end()
+	go func() {
+		defer close(ended)
+		<-reads
+		c.looks.Wait()
+	}()
+
+	return ended
 }
 
 func (c *content) shut() error {

@@ -80,13 +80,19 @@ func (r *readAhead) at(pos int64) ([]byte, error) {
 			r.giveBack(h)
 			r.head = nil
 		}
-		if r.run == nil || r.run.next != pos-pos%r.chunk {
-			r.begin(pos - pos%r.chunk)
+		if next := pos - pos%r.chunk; !r.comes(next) {
+			r.begin(next)
 		}
 		if err := r.take(); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// comes reports whether the run gets to an offset soon enough to wait for it. Who skips a hole finds behind it what has been
+// read meanwhile, and would lose that by beginning anew.
+func (r *readAhead) comes(at int64) bool {
+	return r.run != nil && r.run.next >= 0 && at >= r.run.next && at-r.run.next <= ahead*r.chunk
 }
 
 // take waits for the next piece.

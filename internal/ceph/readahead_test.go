@@ -139,6 +139,43 @@ func TestReadAheadIsAhead(t *testing.T) {
 	})
 }
 
+// TestReadAheadSkips: who skips holes reads everything else once.
+func TestReadAheadSkips(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tp := &tape{t: t, data: make([]byte, 100000), window: 20000,
+			long: func(int64) time.Duration { return time.Second }}
+		reads := map[int64]int{}
+		tp.broken = func(at int64) error {
+			reads[at]++
+
+			return nil
+		}
+		for at := int64(0); at < 50000; at += 500 {
+			tp.parts = append(tp.parts, [2]int64{at, at + 100})
+		}
+		tp.parts = append(tp.parts, [2]int64{99900, 100000}) // further away than what is waited for
+		for _, p := range tp.parts {
+			copy(tp.data[p[0]:p[1]], bytes.Repeat([]byte{7}, 100))
+		}
+		r := tp.ahead(t.Context(), 100)
+		for _, p := range tp.parts {
+			part, err := r.at(p[0])
+			if err != nil || !bytes.Equal(part, tp.data[p[0]:p[1]]) {
+				t.Fatalf("at %d: %d bytes, %v", p[0], len(part), err)
+			}
+		}
+		<-r.end()
+		for at, n := range reads {
+			if n != 1 {
+				t.Errorf("what is at %d was read %d times", at, n)
+			}
+		}
+		if len(reads) != len(tp.parts) {
+			t.Errorf("%d reads of %d parts", len(reads), len(tp.parts))
+		}
+	})
+}
+
 // TestReadAheadFails: an error comes where it belongs, and who asks again reads again.
 func TestReadAheadFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -272,7 +272,7 @@ func TestDeclined(t *testing.T) {
 			p := w.worker(nil)
 			volume := w.volume(lab.VolumeSpec{GiB: 1}, 2)
 			spec := lab.Raw(t.Name())
-			spec.DiskFormat = "qcow2"
+			spec.DiskFormat = "vmdk"
 			image := w.upload(volume, spec)
 			w.must(w.WaitImage(w.ctx, image, "active"))
 			w.must(w.WaitVolume(w.ctx, volume, "available"))

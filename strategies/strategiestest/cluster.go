@@ -187,7 +187,7 @@ func (c *Cluster) Release(ctx context.Context, src strategies.Ref, snap string) 
 
 // Inspect implements strategies.Source.
 func (c *Cluster) Inspect(ctx context.Context, src strategies.Ref, snap string) (imageformat.Finding, error) {
-	data, err := c.frozen(ctx, "inspect", src, snap)
+	data, _, err := c.frozen(ctx, "inspect", src, snap)
 	if err != nil {
 		return imageformat.Finding{}, err
 	}
@@ -197,16 +197,16 @@ func (c *Cluster) Inspect(ctx context.Context, src strategies.Ref, snap string) 
 
 // Open implements strategies.Source.
 func (c *Cluster) Open(ctx context.Context, src strategies.Ref, snap string) (strategies.Content, error) {
-	data, err := c.frozen(ctx, "open", src, snap)
+	data, object, err := c.frozen(ctx, "open", src, snap)
 	if err != nil {
 		return nil, err
 	}
 
-	return &content{c: c, ctx: ctx, data: data}, nil
+	return &content{c: c, ctx: ctx, data: data, object: object}, nil
 }
 
-// frozen answers the snapshot's bytes.
-func (c *Cluster) frozen(ctx context.Context, site string, src strategies.Ref, snap string) (data []byte, err error) {
+// frozen answers the snapshot's bytes, and the size of the image's objects.
+func (c *Cluster) frozen(ctx context.Context, site string, src strategies.Ref, snap string) (data []byte, object int64, err error) {
 	err = c.at(ctx, site, site+" "+src.String(), func() error {
 		im, err := c.volume(site, src)
 		if err != nil {
@@ -215,12 +215,12 @@ func (c *Cluster) frozen(ctx context.Context, site string, src strategies.Ref, s
 		if im.snaps[snap] == nil {
 			return fault(site+" "+src.String()+"@"+snap, worker.ReasonMismatch, worker.GiveUp, errNoSnapshot)
 		}
-		data = c.read(im, im.snaps[snap])
+		data, object = c.read(im, im.snaps[snap]), im.objectSize
 
 		return nil
 	})
 
-	return data, err
+	return data, object, err
 }
 
 func (c *Cluster) volume(op string, at strategies.Ref) (*image, error) {

@@ -14,6 +14,9 @@ type content struct {
 	c    *Cluster
 	ctx  context.Context // of Open: reads end with it
 	data []byte
+
+	object int64 // bytes of one
+
 	pos  int64
 	shut bool
 }
@@ -50,6 +53,23 @@ func (r *content) Seek(offset int64, whence int) (int64, error) {
 	}
 
 	return pos, err
+}
+
+// Allocated tells whole objects, as Ceph does.
+func (r *content) Allocated(found func(from, to int64) error) error {
+	return r.c.at(r.ctx, "read", "look for holes of the snapshot", func() error {
+		for from := int64(0); from < r.Size(); from += r.object {
+			to := min(from+r.object, r.Size())
+			if len(bytes.Trim(r.data[from:to], "\x00")) == 0 {
+				continue
+			}
+			if err := found(from, to); err != nil {
+				return err
+			}
+		}
+
+		return nil
+	})
 }
 
 func (r *content) Close() error {

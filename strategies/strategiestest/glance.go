@@ -23,6 +23,9 @@ type Glance struct {
 	// Inspecting says whether uploads are inspected, as releases from 30.0.0 on do; with the default settings.
 	Inspecting bool
 
+	// Decode makes the disk of uploaded data; nil: they are it.
+	Decode func(data []byte) []byte
+
 	// Shown is what Stores answers.
 	Shown []strategies.Store
 
@@ -71,7 +74,7 @@ func (g *Glance) Status(id string) string {
 	return ""
 }
 
-// Data is what a user downloads of an active image.
+// Data is what a user sees on the disk of an active image.
 func (g *Glance) Data(id string) ([]byte, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -80,10 +83,18 @@ func (g *Glance) Data(id string) ([]byte, error) {
 	case im == nil || im.status != worker.ImageActive:
 		return nil, errors.New("the image has no data")
 	case im.location == "":
-		return im.data, nil
+		return g.disk(im.data), nil
 	default:
 		return g.c.Bytes(g.at(im.location), strategies.GlanceSnapshot)
 	}
+}
+
+func (g *Glance) disk(data []byte) []byte {
+	if g.Decode == nil {
+		return data
+	}
+
+	return g.Decode(data)
 }
 
 // Image implements strategies.Images.
@@ -167,7 +178,7 @@ func (g *Glance) Upload(
 		case im.status != worker.ImageQueued:
 			return fault("upload "+imageID, worker.ReasonImageState, worker.GiveUp, nil)
 		}
-		g.c.kept(imageID, data)
+		g.c.kept(imageID, g.disk(data))
 		im.status, im.data = worker.ImageActive, data
 
 		return nil

@@ -3,6 +3,7 @@ package strategiestest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -280,6 +281,7 @@ func open(t *testing.T, r Rig, src strategies.Ref) {
 			t.Errorf("from %d on it reads %d other bytes, want %d", from, len(got), int64(len(want))-from)
 		}
 	}
+	allocated(t, content, want)
 	must(t, "close", content.Close())
 	must(t, "release", r.Source.Release(t.Context(), src, m.Snapshot))
 }
@@ -325,6 +327,36 @@ func inspectClone(t *testing.T, r Rig) {
 	wantHeader(t, r, prepared(t, r, src))
 	r.Backdoor.Write(t, src, 512, noise(512, 3))
 	wantHeader(t, r, prepared(t, r, src))
+}
+
+var errTold = errors.New("told enough")
+
+// allocated checks that what is not told to exist is zeros, and that all else is told in order.
+func allocated(t *testing.T, c strategies.Content, want []byte) {
+	t.Helper()
+	end, rest := int64(0), bytes.Clone(want)
+	must(t, "allocated", c.Allocated(func(from, to int64) error {
+		if from < end || to <= from || to > int64(len(want)) {
+			t.Errorf("a part from %d to %d after one to %d, of %d bytes", from, to, end, len(want))
+
+			return errTold
+		}
+		end = to
+		clear(rest[from:to])
+
+		return nil
+	}))
+	if len(bytes.Trim(rest, "\x00")) > 0 {
+		t.Error("there is more than what is told")
+	}
+	if end == 0 {
+		return
+	}
+	calls := 0
+	err := c.Allocated(func(int64, int64) error { calls++; return errTold })
+	if !errors.Is(err, errTold) || calls != 1 {
+		t.Errorf("after an error it answers %v, having told %d parts", err, calls)
+	}
 }
 
 func missingVolume(t *testing.T, r Rig) {
