@@ -76,8 +76,8 @@ type config struct {
 	Slots     int `default:"64" desc:"jobs at a time, about 5 MiB of memory each; as many again may be taken over from workers that died"`
 	DataSlots int `split_words:"true" default:"4" desc:"of these, how many move data at a time (copy, flatten, upload); the others make images usable meanwhile, or wait"`
 
-	CopyObjects    int      `split_words:"true" default:"16" desc:"objects copied inside Ceph at a time by this worker"`
-	CopyJobObjects int      `split_words:"true" default:"8" desc:"objects copied inside Ceph at a time by one job"`
+	CopyObjects    int      `split_words:"true" default:"8" desc:"objects copied inside Ceph at a time by this worker"`
+	CopyJobObjects int      `split_words:"true" default:"2" desc:"objects copied inside Ceph at a time by one job"`
 	CopyRate       byteRate `split_words:"true" desc:"bytes per second copied by this worker, such as 400MiB; empty: as fast as Ceph is"`
 	CopyJobRate    byteRate `split_words:"true" desc:"bytes per second copied by one job; empty: as fast as Ceph is"`
 	LimitsFile     string   `split_words:"true" desc:"file of lines NAME=VALUE that override the four CINDERLIFT_COPY_ settings; read at the start and at each SIGHUP"`
