@@ -73,7 +73,7 @@ type config struct {
 	RequireImageFormatMatch bool     `split_words:"true" default:"true" desc:"as in glance-api.conf: with false, what looks like several formats or can't be read to its end is let through, unless CINDERLIFT_FORMAT_CHECK is strict"`
 	GptSafetyChecksNonfatal []string `split_words:"true" desc:"as in glance-api.conf: mbr lets odd partition tables through"`
 
-	Slots     int `default:"64" desc:"jobs at a time, about 5 MiB of memory each; as many again may be taken over from workers that died"`
+	Slots     int `default:"64" desc:"jobs at a time, about 2.5 MiB of memory each; as many again may be taken over from workers that died"`
 	DataSlots int `split_words:"true" default:"4" desc:"of these, how many move data at a time (copy, flatten, upload); the others make images usable meanwhile, or wait"`
 
 	CopyObjects    int      `split_words:"true" default:"8" desc:"objects copied inside Ceph at a time by this worker"`
