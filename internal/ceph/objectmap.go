@@ -55,10 +55,12 @@ type mapped struct {
 // objects are there. A crash before the end leaves flags that say not to believe them; who comes next drops them.
 func (im *Images) buildMaps(ctx context.Context, io *rados.IOContext, at strategies.Ref, there []uint64, snaps ...string) error {
 	m, err := im.mapped(at, snaps)
+	if m.data != nil { // also when only the close of the image failed
+		defer m.data.Destroy()
+	}
 	if err != nil {
 		return err
 	}
-	defer m.data.Destroy()
 	if err := m.prove(ctx, at, there); err != nil {
 		return err
 	}
