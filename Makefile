@@ -50,6 +50,10 @@ unit: ## tests without services and without librbd, with the race detector; unde
 unit-ceph: ## tests without services of what needs librbd
 	$(GO) test -race -count=1 -tags $(TAGS) ./cmd/... ./internal/ceph/...
 
+.PHONY: qemu-packages
+qemu-packages:
+	@echo $(QEMU)
+
 .PHONY: unit-qemu
 unit-qemu: ## tests without services that compare with qemu-img
 	$(GO) test -count=1 -tags qemu -run "^TestQemu" $(QEMU)
