@@ -99,7 +99,7 @@ func (c *CloneFlatten) registerEarly(mk Make, p placement) worker.Step {
 func (c *CloneFlatten) flatten(mk Make) worker.Step {
 	return worker.Step{
 		Name: StepFlatten,
-		Data: true,
+		Lane: worker.LaneCopy,
 		Do: func(ctx context.Context, p worker.Progress) error {
 			err := c.Deps.Destination.Flatten(ctx, mk, p)
 			if err == nil || !c.deleted(ctx, mk) {

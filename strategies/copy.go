@@ -36,7 +36,7 @@ func (c *Copy) Plan(ctx context.Context, t worker.Task) (worker.Plan, error) {
 func (c *Copy) copyObjects(mk Make) worker.Step {
 	return worker.Step{
 		Name: StepCopyObjects,
-		Data: true,
+		Lane: worker.LaneCopy,
 		Do: func(ctx context.Context, p worker.Progress) error {
 			return c.Deps.Destination.CopyObjects(ctx, mk, p)
 		},

@@ -62,7 +62,7 @@ func (e *ExportUpload) place(ctx context.Context, t worker.Task) (placement, err
 func (e *ExportUpload) upload(mk Make, p placement, format string) worker.Step {
 	return worker.Step{
 		Name: StepUpload,
-		Data: true,
+		Lane: worker.LaneExport,
 		Do:   func(ctx context.Context, pr worker.Progress) error { return e.send(ctx, mk, p, format, pr) },
 		Undo: func(ctx context.Context) error { return e.uploaded(ctx, mk, p, format) },
 	}

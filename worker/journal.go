@@ -137,7 +137,7 @@ type Journal interface {
 	// (fences it), raises the epoch and answers the record as it is then. ErrHeld while somebody else has either
 	// lease, which costs a few reads and no write: every worker asks for every open job with each scan. ErrNewer for a
 	// record of a later version. It leaves no lease behind when it returns an error. Each claim has a connection of
-	// its own to the cluster.
+	// its own to the cluster, and may wait for one before it takes a lease.
 	Claim(ctx context.Context, key string) (Claim, error)
 
 	// Remove deletes a record that is closed, in one atomic operation. An open one stays, with ReasonConflict: two
@@ -155,6 +155,14 @@ type Journal interface {
 type Claim interface {
 	// Record is the record as it was when the claim was made.
 	Record() Record
+
+	// Taken is just before the lease was asked for: it ends its full time after that at the earliest.
+	Taken() time.Time
+
+	// Park says that the job is going to wait for something else than the cluster. The claim gives its connection up as soon
+	// as it has nothing under way, and makes another for whatever is done with it next; the lease stays. It does not block,
+	// and it is idempotent.
+	Park()
 
 	// Save replaces the record durably. ErrLeaseLost when another owner has written since. An error that is not
 	// ErrLeaseLost leaves it open whether the record was written; saving the same again is right.

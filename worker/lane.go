@@ -38,24 +38,39 @@ func (l *lane) tryEnter() bool {
 
 func (l *lane) leave() { <-l.places }
 
-// Moving is how many jobs move data now, and how many wait until they may. It may be called at any time.
-func (r *Runner) Moving() (now, waiting int) {
-	if l := r.data.Load(); l != nil {
-		return len(l.places), int(l.waiting.Load())
-	}
+// lanes are a worker's.
+type lanes map[Lane]*lane
 
-	return 0, 0
+func newLanes(c Config) *lanes {
+	return &lanes{
+		LaneCopy:   {places: make(chan struct{}, c.Data)},
+		LaneExport: {places: make(chan struct{}, c.Exports)},
+	}
 }
 
-// inLane runs f, in the data lane if the step moves data. A job that waits does nothing, and the journal says so: its
-// worker's death must not count against it.
+// Moving is how many jobs move data now, and how many wait until they may. It may be called at any time.
+func (r *Runner) Moving() (now, waiting int) {
+	all := r.lanes.Load()
+	if all == nil {
+		return 0, 0
+	}
+	for _, l := range *all {
+		now, waiting = now+len(l.places), waiting+int(l.waiting.Load())
+	}
+
+	return now, waiting
+}
+
+// inLane runs f in the step's lane. A job that waits does nothing, and the journal says so: its worker's death must not
+// count against it.
 func (j *run) inLane(ctx context.Context, plan Plan, s Step, f func() error) error {
-	if !s.Data {
+	l := (*j.lanes.Load())[s.Lane]
+	if l == nil {
 		return f()
 	}
-	l := j.data.Load()
 	if !l.tryEnter() {
 		j.note(ctx, nil)
+		j.claim.Park()
 		j.log.Info("step waits for others to have moved their data", "strategy", plan.Strategy, "step", s.Name)
 		begin := time.Now()
 		if err := l.enter(ctx); err != nil {

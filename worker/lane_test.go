@@ -13,6 +13,10 @@ import (
 
 // heavy makes the toy's data a step that moves data for so long inside the cluster, and counts how many do at a time.
 func (w *world) heavy(long time.Duration) (most func() int) {
+	return w.heavyIn(long, func(worker.Job) worker.Lane { return worker.LaneCopy })
+}
+
+func (w *world) heavyIn(long time.Duration, lane func(worker.Job) worker.Lane) (most func() int) {
 	var mu sync.Mutex
 	now, top := 0, 0
 	add := func(n int) {
@@ -25,7 +29,7 @@ func (w *world) heavy(long time.Duration) (most func() int) {
 		return []worker.Strategy{fixed("toy", func(t worker.Task) worker.Plan {
 			data := p.step(t.Job, "data")
 			done := data.Do
-			data.Data = true
+			data.Lane = lane(t.Job)
 			data.Do = func(ctx context.Context, pr worker.Progress) error {
 				add(1)
 				defer add(-1)
@@ -72,6 +76,9 @@ func TestDataLane(t *testing.T) {
 		if now, waiting := p.runner.Moving(); now != 2 || waiting != jobs-2 {
 			t.Errorf("%d jobs move data and %d wait, want 2 and %d", now, waiting, jobs-2)
 		}
+		if n := w.store.Parks(); n != jobs-2 {
+			t.Errorf("%d claims were parked, want one for each job that waits", n)
+		}
 		<-time.After(11 * time.Hour)
 		for n := range jobs {
 			if o := w.outcome(job(n).Key()); o.Result != worker.Done {
@@ -83,6 +90,46 @@ func TestDataLane(t *testing.T) {
 		}
 		if now, waiting := p.runner.Moving(); now != 0 || waiting != 0 {
 			t.Errorf("at the end %d jobs move data and %d wait", now, waiting)
+		}
+		if n := w.store.Parks(); n != jobs-2+jobs {
+			t.Errorf("%d times a claim was parked, want also once for each job when it is settled", n)
+		}
+		p.stop()
+	})
+}
+
+// TestLanesAreApart: who copies inside the cluster does not wait for those that export, nor they for it.
+func TestLanesAreApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.conf.Data, w.conf.Exports = 1, 2
+		most := w.heavyIn(time.Hour, func(j worker.Job) worker.Lane {
+			if j.ImageID < job(4).ImageID {
+				return worker.LaneCopy
+			}
+
+			return worker.LaneExport
+		})
+		p := w.start("a", nil)
+		for n := range 8 {
+			w.send(job(n))
+		}
+		<-time.After(5 * time.Second)
+		if now, waiting := p.runner.Moving(); now != 3 || waiting != 5 {
+			t.Errorf("%d jobs move data and %d wait, want 3 and 5", now, waiting)
+		}
+		<-time.After(150 * time.Minute) // exports have ended, two of the copies have
+		if now, waiting := p.runner.Moving(); now != 1 || waiting != 1 {
+			t.Errorf("%d jobs move data and %d wait, want one copy each", now, waiting)
+		}
+		<-time.After(150 * time.Minute)
+		for n := range 8 {
+			if o := w.outcome(job(n).Key()); o.Result != worker.Done {
+				t.Errorf("job %d: %+v", n, o)
+			}
+		}
+		if most() != 3 {
+			t.Errorf("%d jobs moved data at a time, want 3", most())
 		}
 		p.stop()
 	})

@@ -34,13 +34,13 @@ func (t LeaseTimes) trust() time.Duration { return t.TTL - t.Margin }
 
 // Hold runs f while it renews c's lease. The context of f is cancelled with cause ErrLeaseLost before the lease can have
 // expired, even when a renewal hangs: the lease is trusted from the *start* of the last good renewal (at first from
-// claimed, the time before Claim was called) and no longer than TTL-Margin. Hold returns after f has returned; its error
-// is f's, or one that wraps ErrLeaseLost and says StandBy when the lease went while f ran.
-func Hold(ctx context.Context, c Claim, t LeaseTimes, claimed time.Time, f func(context.Context) error) error {
+// c.Taken) and no longer than TTL-Margin. Hold returns after f has returned; its error is f's, or one that wraps
+// ErrLeaseLost and says StandBy when the lease went while f ran.
+func Hold(ctx context.Context, c Claim, t LeaseTimes, f func(context.Context) error) error {
 	t = t.WithDefaults()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	expiry := time.AfterFunc(time.Until(claimed.Add(t.trust())), func() { cancel(ErrLeaseLost) })
+	expiry := time.AfterFunc(time.Until(c.Taken().Add(t.trust())), func() { cancel(ErrLeaseLost) })
 	defer expiry.Stop()
 
 	renewals := make(chan struct{})

@@ -10,11 +10,14 @@ import (
 	"github.com/cinderlift/cinderlift/worker"
 )
 
-// lease is a claim of which only Renew is used.
+// lease is a claim of which only Renew and Taken are used.
 type lease struct {
 	worker.Claim
+	taken time.Time
 	renew func(ctx context.Context) error
 }
+
+func (l lease) Taken() time.Time { return l.taken }
 
 func (l lease) Renew(ctx context.Context) error { return l.renew(ctx) }
 
@@ -22,7 +25,7 @@ func (l lease) Renew(ctx context.Context) error { return l.renew(ctx) }
 func held(t *testing.T, renew func(ctx context.Context) error) (lived time.Duration, cause, err error) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
-		err = worker.Hold(t.Context(), lease{renew: renew}, worker.LeaseTimes{TTL: ttl}, start, func(ctx context.Context) error {
+		err = worker.Hold(t.Context(), lease{taken: start, renew: renew}, worker.LeaseTimes{TTL: ttl}, func(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 			case <-time.After(5 * time.Minute):
@@ -103,8 +106,8 @@ func TestHoldLosesTheLease(t *testing.T) {
 func TestHoldRenewsEvery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start, at := time.Now(), []time.Duration{}
-		l := lease{renew: func(context.Context) error { at = append(at, time.Since(start)); return nil }}
-		err := worker.Hold(t.Context(), l, worker.LeaseTimes{TTL: ttl}, start, func(context.Context) error {
+		l := lease{taken: start, renew: func(context.Context) error { at = append(at, time.Since(start)); return nil }}
+		err := worker.Hold(t.Context(), l, worker.LeaseTimes{TTL: ttl}, func(context.Context) error {
 			<-time.After(35 * time.Second)
 
 			return nil
@@ -119,9 +122,9 @@ func TestHoldRenewsEvery(t *testing.T) {
 func TestHoldTrustsFromBeforeTheClaim(t *testing.T) {
 	for _, took := range []time.Duration{20 * time.Second, 40 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
-			l := lease{renew: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }}
 			start := time.Now()
-			err := worker.Hold(t.Context(), l, worker.LeaseTimes{TTL: ttl}, start.Add(-took), func(ctx context.Context) error {
+			l := lease{taken: start.Add(-took), renew: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }}
+			err := worker.Hold(t.Context(), l, worker.LeaseTimes{TTL: ttl}, func(ctx context.Context) error {
 				<-ctx.Done()
 
 				return nil
@@ -135,14 +138,14 @@ func TestHoldTrustsFromBeforeTheClaim(t *testing.T) {
 
 func TestHoldPassesErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := lease{renew: func(context.Context) error { return nil }}
+		l := lease{taken: time.Now(), renew: func(context.Context) error { return nil }}
 		boom := errors.New("boom")
-		err := worker.Hold(t.Context(), l, worker.LeaseTimes{}, time.Now(), func(context.Context) error { return boom })
+		err := worker.Hold(t.Context(), l, worker.LeaseTimes{}, func(context.Context) error { return boom })
 		if !errors.Is(err, boom) || err.Error() != boom.Error() {
 			t.Errorf("error is %v, want f's own", err)
 		}
 		ctx, cancel := context.WithCancelCause(t.Context())
-		err = worker.Hold(ctx, l, worker.LeaseTimes{}, time.Now(), func(ctx context.Context) error {
+		err = worker.Hold(ctx, l, worker.LeaseTimes{}, func(ctx context.Context) error {
 			cancel(worker.ErrStopping)
 			<-ctx.Done()
 
@@ -151,8 +154,8 @@ func TestHoldPassesErrors(t *testing.T) {
 		if !errors.Is(err, worker.ErrStopping) || errors.Is(err, worker.ErrLeaseLost) {
 			t.Errorf("error is %v, want that the worker is being stopped", err)
 		}
-		err = worker.Hold(t.Context(), lease{renew: func(context.Context) error { return worker.ErrLeaseLost }},
-			worker.LeaseTimes{}, time.Now(), func(ctx context.Context) error {
+		err = worker.Hold(t.Context(), lease{taken: time.Now(), renew: func(context.Context) error { return worker.ErrLeaseLost }},
+			worker.LeaseTimes{}, func(ctx context.Context) error {
 				<-ctx.Done()
 
 				return boom

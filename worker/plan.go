@@ -16,6 +16,16 @@ type Amount struct {
 // Progress takes the amount so far. It is cheap, never blocks, and may be called from any goroutine of the step.
 type Progress func(Amount)
 
+// Lane is what a step takes much of.
+type Lane int
+
+// The lanes.
+const (
+	LaneNone   Lane = iota // nothing: metadata, which waits for others
+	LaneCopy               // the cluster's disks; as many as Config.Data
+	LaneExport             // the network and the CPU of this process; as many as Config.Exports
+)
+
 // Step is one action with a stable name.
 type Step struct {
 	// Name is the journal's, the logs' and the metrics' name of the step. Changing it breaks running jobs.
@@ -26,8 +36,8 @@ type Step struct {
 	// after ctx is done. It does not retry and does not log; it returns an *Error, or a *Replan.
 	Do func(ctx context.Context, p Progress) error
 
-	// Data: Do moves the image's data. Few jobs of a worker do that at a time, see Config.Data.
-	Data bool
+	// Lane is what Do takes much of: few jobs of a worker are in the same lane at a time.
+	Lane Lane
 
 	// Undo removes what Do made, wholly or in part, and nothing else. It is idempotent. Nil: nothing to undo. The commit
 	// step's is asked before all others: ErrCommitted sends the job forward, any other error leaves everything as it is.

@@ -14,7 +14,8 @@ import (
 // Config are the runner's numbers. The zero value means the defaults.
 type Config struct {
 	Slots     int           // jobs at a time; default 64. Adoption has as many again in reserve.
-	Data      int           // of these, how many move data at a time; default 4
+	Data      int           // of these, how many move data inside the cluster at a time; default 4
+	Exports   int           // and how many move data through this process at a time; default 4
 	Lease     LeaseTimes    // must agree with the journal's
 	Scan      time.Duration // between two looks for jobs to adopt, ±25 %; default 10 s, at most 3/4 of Lease.Every
 	Look      time.Duration // between two looks at a running job's volume and image; default 15 s
@@ -37,6 +38,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Data == 0 {
 		c.Data = 4
+	}
+	if c.Exports == 0 {
+		c.Exports = 4
 	}
 	fill(&c.Scan, 10*time.Second)
 	fill(&c.Look, 15*time.Second)
@@ -79,7 +83,7 @@ type Runner struct {
 	press   *pressure
 	jobs    sync.WaitGroup
 	slots   chan struct{} // a token for every job taken from Source or adopted
-	data    atomic.Pointer[lane]
+	lanes   atomic.Pointer[lanes]
 	reserve chan struct{} // as many again, for adoption alone: new work must not keep a dead worker's waiting
 	hinted  chan struct{} // a scan is asked for
 
@@ -95,7 +99,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.conf = r.Config.withDefaults()
 	r.slots = make(chan struct{}, r.conf.Slots)
 	r.reserve = make(chan struct{}, r.conf.Slots)
-	r.data.Store(&lane{places: make(chan struct{}, r.conf.Data)})
+	r.lanes.Store(newLanes(r.conf))
 	r.hinted = make(chan struct{}, 1)
 	r.mine, r.closed, r.seen = map[string]bool{}, map[string]time.Time{}, map[string]sighting{}
 	if r.Gate == nil {

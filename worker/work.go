@@ -25,7 +25,6 @@ type run struct {
 // scans next goes on from there.
 func (r *Runner) work(ctx context.Context, job Job, adopting bool) {
 	log := r.log(job)
-	claimed := time.Now()
 	claim, err := r.Journal.Claim(ctx, job.Key())
 	if errors.Is(err, ErrHeld) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrNewer) {
 		return // another worker is at it, or at another job of the same volume; or it is gone, or not for us
@@ -51,7 +50,7 @@ func (r *Runner) work(ctx context.Context, job Job, adopting bool) {
 	}
 	j := &run{Runner: r, claim: claim, rec: rec, log: log, own: rec.Owner}
 	defer r.press.well(job.Key())
-	if err := Hold(ctx, claim, r.conf.Lease, claimed, j.toEnd); err != nil {
+	if err := Hold(ctx, claim, r.conf.Lease, j.toEnd); err != nil {
 		j.survive(ctx)
 		log.Warn("job left; it goes on from the journal", "reason", ReasonOf(err), "error", err)
 	}
@@ -76,6 +75,7 @@ func (j *run) toEnd(ctx context.Context) error {
 			return err
 		}
 	}
+	j.claim.Park() // nothing in Ceph is left to do, and whom we tell may be away
 
 	return j.settle(ctx)
 }

@@ -73,14 +73,16 @@ type config struct {
 	RequireImageFormatMatch bool     `split_words:"true" default:"true" desc:"as in glance-api.conf: with false, what looks like several formats or can't be read to its end is let through, unless CINDERLIFT_FORMAT_CHECK is strict"`
 	GptSafetyChecksNonfatal []string `split_words:"true" desc:"as in glance-api.conf: mbr lets odd partition tables through"`
 
-	Slots     int `default:"64" desc:"jobs at a time, about 2.5 MiB of memory each; as many again may be taken over from workers that died"`
-	DataSlots int `split_words:"true" default:"4" desc:"of these, how many move data at a time (copy, flatten, upload); the others make images usable meanwhile, or wait"`
+	Slots       int `default:"64" desc:"jobs at a time; as many again may be taken over from workers that died"`
+	DataSlots   int `split_words:"true" default:"4" desc:"of these, how many move data inside Ceph at a time (copy, flatten); the others make images usable meanwhile, or wait"`
+	ExportSlots int `split_words:"true" default:"4" desc:"and how many move data through this worker at a time (export-upload)"`
 
 	CopyObjects    int      `split_words:"true" default:"8" desc:"objects copied inside Ceph at a time by this worker"`
 	CopyJobObjects int      `split_words:"true" default:"2" desc:"objects copied inside Ceph at a time by one job"`
 	CopyRate       byteRate `split_words:"true" desc:"bytes per second copied by this worker, such as 400MiB; empty: as fast as Ceph is"`
 	CopyJobRate    byteRate `split_words:"true" desc:"bytes per second copied by one job; empty: as fast as Ceph is"`
-	LimitsFile     string   `split_words:"true" desc:"file of lines NAME=VALUE that override the four CINDERLIFT_COPY_ settings; read at the start and at each SIGHUP"`
+	ExportRate     byteRate `split_words:"true" desc:"bytes per second read by all exports of this worker, at least 1MiB; empty: as fast as Ceph and Glance are"`
+	LimitsFile     string   `split_words:"true" desc:"file of lines NAME=VALUE that override the four CINDERLIFT_COPY_ settings and CINDERLIFT_EXPORT_RATE; read at the start and at each SIGHUP"`
 
 	LeaseTTL  time.Duration `split_words:"true" default:"30s" desc:"lease of a job; the same for the whole pool of workers"`
 	ScanEvery time.Duration `split_words:"true" default:"10s" desc:"how often to look for jobs of dead workers"`
@@ -239,7 +241,8 @@ func oneOf(name, value string, valid ...string) error {
 }
 
 func (c *config) numbers() error {
-	if err := cmp.Or(between("CINDERLIFT_DATA_SLOTS", c.DataSlots, 1000), between("CINDERLIFT_SLOTS", c.Slots, 1000)); err != nil {
+	if err := cmp.Or(between("CINDERLIFT_DATA_SLOTS", c.DataSlots, 1000), between("CINDERLIFT_EXPORT_SLOTS", c.ExportSlots, 1000),
+		between("CINDERLIFT_SLOTS", c.Slots, 1000)); err != nil {
 		return err
 	}
 	// Below that a busy OSD or a pause of the process costs leases; above it a dead worker's jobs wait too long.

@@ -48,11 +48,16 @@ const (
 	copyJobObjects = "CINDERLIFT_COPY_JOB_OBJECTS"
 	copyRate       = "CINDERLIFT_COPY_RATE"
 	copyJobRate    = "CINDERLIFT_COPY_JOB_RATE"
+	exportRate     = "CINDERLIFT_EXPORT_RATE"
 )
+
+// leastExportRate keeps an upload from looking as if it had stopped.
+const leastExportRate = 1 << 20
 
 // limits are what the environment says, and over it what the file says, if there is one.
 func (c *config) limits() (ceph.Limits, error) {
-	l := ceph.Limits{Objects: c.CopyObjects, JobObjects: c.CopyJobObjects, Rate: int64(c.CopyRate), JobRate: int64(c.CopyJobRate)}
+	l := ceph.Limits{Objects: c.CopyObjects, JobObjects: c.CopyJobObjects, Rate: int64(c.CopyRate), JobRate: int64(c.CopyJobRate),
+		ExportRate: int64(c.ExportRate)}
 	if c.LimitsFile == "" {
 		return l, checkLimits(l)
 	}
@@ -82,9 +87,12 @@ func override(l *ceph.Limits, name, value string) (err error) {
 	case copyJobRate:
 		err = rate.Decode(value)
 		l.JobRate = int64(rate)
+	case exportRate:
+		err = rate.Decode(value)
+		l.ExportRate = int64(rate)
 	default:
 		return fmt.Errorf("%s can't be set there; these can: %s", name,
-			strings.Join([]string{copyObjects, copyJobObjects, copyRate, copyJobRate}, ", "))
+			strings.Join([]string{copyObjects, copyJobObjects, copyRate, copyJobRate, exportRate}, ", "))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -94,6 +102,10 @@ func override(l *ceph.Limits, name, value string) (err error) {
 }
 
 func checkLimits(l ceph.Limits) error {
+	if l.ExportRate != 0 && l.ExportRate < leastExportRate {
+		return fmt.Errorf("%s: %d is below %d bytes per second", exportRate, l.ExportRate, leastExportRate)
+	}
+
 	return cmp.Or(between(copyObjects, l.Objects, 1024), between(copyJobObjects, l.JobObjects, 1024))
 }
 
@@ -123,6 +135,6 @@ func (c *config) reload(ctx context.Context, signals <-chan os.Signal, change fu
 			continue
 		}
 		change(l)
-		log.Info("SIGHUP: the limits of copying are read again", "limits", l.String())
+		log.Info("SIGHUP: the limits are read again", "limits", l.String())
 	}
 }

@@ -20,8 +20,8 @@ func TestLimits(t *testing.T) {
 		wrong      string // part of the error
 	}{
 		{"empty", "", ceph.Limits{Objects: 16, JobObjects: 8, Rate: 5}, ""},
-		{"all", "CINDERLIFT_COPY_OBJECTS=3\nCINDERLIFT_COPY_JOB_OBJECTS=2\nCINDERLIFT_COPY_RATE=200MiB\nCINDERLIFT_COPY_JOB_RATE=1GB\n",
-			ceph.Limits{Objects: 3, JobObjects: 2, Rate: 200 << 20, JobRate: 1e9}, ""},
+		{"all", "CINDERLIFT_COPY_OBJECTS=3\nCINDERLIFT_COPY_JOB_OBJECTS=2\nCINDERLIFT_COPY_RATE=200MiB\nCINDERLIFT_COPY_JOB_RATE=1GB\nCINDERLIFT_EXPORT_RATE=1MiB\n",
+			ceph.Limits{Objects: 3, JobObjects: 2, Rate: 200 << 20, JobRate: 1e9, ExportRate: 1 << 20}, ""},
 		{"comment, quotes, no rate", "# by night\nCINDERLIFT_COPY_RATE=\"\"\n", ceph.Limits{Objects: 16, JobObjects: 8}, ""},
 		{"another setting", "CINDERLIFT_SLOTS=3\n", ceph.Limits{}, "CINDERLIFT_SLOTS can't be set there"},
 		{"no number", "CINDERLIFT_COPY_OBJECTS=many\n", ceph.Limits{}, "CINDERLIFT_COPY_OBJECTS"},
@@ -30,6 +30,7 @@ func TestLimits(t *testing.T) {
 		{"no rate at all", "CINDERLIFT_COPY_RATE=fast\n", ceph.Limits{}, "not a number of bytes"},
 		{"below zero", "CINDERLIFT_COPY_RATE=-1\n", ceph.Limits{}, "not a number of bytes"},
 		{"beyond all", "CINDERLIFT_COPY_RATE=7EiB\n", ceph.Limits{}, "not a number of bytes"},
+		{"too slow to be seen", "CINDERLIFT_EXPORT_RATE=1023KiB\n", ceph.Limits{}, "CINDERLIFT_EXPORT_RATE: 1047552 is below"},
 		{"no lines", "what is this", ceph.Limits{}, "CINDERLIFT_LIMITS_FILE"},
 	} {
 		conf := base

@@ -244,7 +244,7 @@ func (p *parts) runner() *worker.Runner {
 		Recorder: p.metrics,
 		Logger:   p.log,
 		Gate:     p.gate,
-		Config: worker.Config{Slots: c.Slots, Data: c.DataSlots, Lease: worker.LeaseTimes{TTL: c.LeaseTTL}, Scan: c.ScanEvery, Look: c.Look,
+		Config: worker.Config{Slots: c.Slots, Data: c.DataSlots, Exports: c.ExportSlots, Lease: worker.LeaseTimes{TTL: c.LeaseTTL}, Scan: c.ScanEvery, Look: c.Look,
 			SoftStop: c.SoftStop, Aside: zeroIs(c.Aside, -1), Retention: c.Retention,
 			Backoff: worker.Backoff{Patience: c.Patience, Claims: c.Deaths}},
 	}
@@ -298,7 +298,7 @@ func serve(ctx context.Context, c config, o openstack, inject func(*worker.Runne
 	w.Go(func() { probe(background, p.gate, probeEvery, gateCeph, p.cephReady) })
 	w.Go(func() { p.keepReaping(ctx) })
 	w.Go(func() { c.reload(background, signals, p.cluster.Limit, log) })
-	log.Info("worker started", "version", version(), "slots", c.Slots, "data_slots", c.DataSlots)
+	log.Info("worker started", "version", version(), "slots", c.Slots, "data_slots", c.DataSlots, "export_slots", c.ExportSlots)
 	r := p.runner()
 	p.metrics.Moving(r.Moving)
 	r.Hurry = hurried(ctx, log)

@@ -7,6 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/ceph/go-ceph/rados"
+
 	"github.com/cinderlift/cinderlift/strategies"
 	"github.com/cinderlift/cinderlift/worker"
 )
@@ -54,6 +56,7 @@ func TestAwaitDoesNotBegin(t *testing.T) {
 // idleImages has no connection: only what is around the calls is tested.
 func idleImages() *Images {
 	im := &Images{busy: map[strategies.Ref]chan struct{}{}}
+	im.line.link.Store(&link{conn: &rados.Conn{}}) // librados makes nothing before it connects
 	im.ctx, im.stop = context.WithCancelCause(context.Background())
 
 	return im

@@ -37,6 +37,7 @@ type Claim struct {
 	cookie string
 	record worker.Record
 	images *Images
+	taken  time.Time
 	open   bool // the record, as far as this claim knows
 
 	mu     sync.Mutex // of held: Release may be repeated
@@ -46,8 +47,8 @@ type Claim struct {
 
 var _ worker.Claim = (*Claim)(nil)
 
-// Claim implements worker.Journal. When it returns because ctx is done, a lease that it had just taken is given back in
-// the background.
+// Claim implements worker.Journal. It waits while Options.Connections jobs of this worker have a connection, holding no lease
+// yet. When it returns because ctx is done, a lease that it had just taken is given back in the background.
 func (c *Cluster) Claim(ctx context.Context, key string) (worker.Claim, error) {
 	cl, err := on(ctx, c, func(k *control) (*Claim, error) { return c.claim(ctx, k, key) }, func(cl *Claim) { cl.abandon() })
 	if err != nil {
@@ -61,25 +62,51 @@ func (c *Cluster) Claim(ctx context.Context, key string) (worker.Claim, error) {
 // our own address in it, and only then let anyone use the connection. A crash anywhere leaves leases that expire, and an
 // address that whoever comes next fences.
 func (c *Cluster) claim(ctx context.Context, k *control, key string) (*Claim, error) {
-	e, err := load(k.io, key)
+	volumeID, err := k.claimable(key)
 	if err != nil {
 		return nil, err
 	}
-	if err := known(e.record); err != nil {
-		return nil, err
+	if !c.places.tryEnter() {
+		if volumeID, err = c.queue(ctx, k, key); err != nil {
+			return nil, err
+		}
 	}
-	if err := k.free(key, e.record.Job.VolumeID); err != nil {
-		return nil, err
-	}
-	cl := &Claim{c: c, k: k, key: key, cookie: c.opts.Owner + "/" + rand.Text(), closed: true}
-	err = cl.take(ctx, e.record.Job.VolumeID)
-	if err != nil {
+	cl := &Claim{c: c, k: k, key: key, cookie: c.opts.Owner + "/" + rand.Text(), taken: time.Now(), closed: true}
+	if err := cl.take(ctx, volumeID); err != nil {
+		if cl.images == nil {
+			c.places.leave() // else it goes with the connection
+		}
 		cl.abandon() //nolint:contextcheck // giving the lease back must not end with ctx
 
 		return nil, err
 	}
 
 	return cl, nil
+}
+
+// queue waits for a place, and looks again: others may have taken the job meanwhile, or ended it.
+func (c *Cluster) queue(ctx context.Context, k *control, key string) (volumeID string, err error) {
+	if err := c.places.enter(ctx); err != nil {
+		return "", err
+	}
+	if volumeID, err = k.claimable(key); err != nil {
+		c.places.leave()
+	}
+
+	return volumeID, err
+}
+
+// claimable answers the volume of a job whose leases nobody has.
+func (k *control) claimable(key string) (volumeID string, err error) {
+	e, err := load(k.io, key)
+	if err != nil {
+		return "", err
+	}
+	if err := known(e.record); err != nil {
+		return "", err
+	}
+
+	return e.record.Job.VolumeID, k.free(key, e.record.Job.VolumeID)
 }
 
 // known answers ErrNewer for a record of which this release can't know what it means.
@@ -127,6 +154,7 @@ func (cl *Claim) take(ctx context.Context, volumeID string) error {
 	if err != nil {
 		return err
 	}
+	images.line.place, images.line.announce = cl.c.places.leave, cl.announce
 	cl.images, cl.closed = images, false
 	images.recall(e.filled)
 	images.note = cl.note
@@ -134,7 +162,7 @@ func (cl *Claim) take(ctx context.Context, volumeID string) error {
 		if err := cl.c.fence(cl.k, e.addr); err != nil { //nolint:contextcheck // bounded by itself: giving up early would leave open whether it was fenced
 			return err
 		}
-		if err := barrier(ctx, images.conn); err != nil {
+		if err := barrier(ctx, images.conn()); err != nil {
 			return fmt.Errorf("wait for the OSD map that fences %s: %w", e.addr, err)
 		}
 	}
@@ -177,8 +205,8 @@ func (cl *Claim) lock(object string) error {
 func (cl *Claim) enter(r worker.Record, before string) error {
 	from := r.Epoch
 	r.Epoch, r.Owner = from+1, cl.c.opts.Owner
-	err := cl.k.raise(cl.key, from, cl.assertion(), map[string][]byte{
-		keyOwner: []byte(r.Owner), keyAddr: []byte(cl.images.addr), keyFenced: []byte(before),
+	err := cl.k.own(cl.key, from, r.Epoch, cl.assertion(), map[string][]byte{
+		keyOwner: []byte(r.Owner), keyAddr: []byte(cl.images.address()), keyFenced: []byte(before),
 	})
 	if errors.Is(err, errEpoch) {
 		return fmt.Errorf("another worker raised the epoch: %w", worker.ErrHeld)
@@ -187,6 +215,29 @@ func (cl *Claim) enter(r worker.Record, before string) error {
 
 	return err
 }
+
+// announce notes the address of another connection of this claim. It is a write that only the owner of the lease can do, in
+// the moment in which it is done: a successor who takes the lease after it reads this address and fences it, and one who has
+// taken it makes it fail. The epoch alone would not do, because a successor raises it after it has read whom to fence.
+func (cl *Claim) announce(addr string) error {
+	err := cl.k.users.enter()
+	if err == nil {
+		defer cl.k.users.leave()
+		err = cl.k.own(cl.key, cl.record.Epoch, cl.record.Epoch, cl.assertion(), map[string][]byte{keyAddr: []byte(addr)})
+		go cl.c.judge(cl.k, err) // waits while another connection is being made
+	}
+	if errors.Is(err, errEpoch) || is(err, eshutdown) || errors.Is(err, errSilent) {
+		return fmt.Errorf("%w: %w", worker.ErrLeaseLost, err)
+	}
+
+	return err
+}
+
+// Taken implements worker.Claim.
+func (cl *Claim) Taken() time.Time { return cl.taken }
+
+// Park implements worker.Claim.
+func (cl *Claim) Park() { go cl.images.park() } // closing takes a moment, and may hang
 
 // Record implements worker.Claim.
 func (cl *Claim) Record() worker.Record { return cl.record }
@@ -345,9 +396,13 @@ func (cl *Claim) disconnect(ctx context.Context) error {
 	return nil
 }
 
-// cut fences the claim's own connection.
+// cut fences the claim's own connection. One that is only being made can't be used any more, see Images.introduce.
 func (cl *Claim) cut(k *control) error {
-	if err := cl.c.fence(k, cl.images.addr); err != nil {
+	addr := cl.images.address()
+	if addr == "" {
+		return nil
+	}
+	if err := cl.c.fence(k, addr); err != nil {
 		return err
 	}
 

@@ -33,6 +33,10 @@ type Options struct {
 	// is more than the OSDs wait for a client that does not answer (osd_client_watch_timeout, 30 s).
 	FenceWait time.Duration
 
+	// Connections is how many claims have a connection of their own at a time; 0: 24. More wait for their turn without a
+	// lease. One that was parked and connects again does not count, so it is this many and those that move data at most.
+	Connections int
+
 	// DataConf sets options of Ceph on the connections that do the work, such as rbd_concurrent_management_ops.
 	DataConf map[string]string
 
@@ -53,6 +57,7 @@ func (o Options) withDefaults() Options {
 	o.LeaseTTL = cmp.Or(o.LeaseTTL, 30*time.Second)
 	o.Timeout = cmp.Or(o.Timeout, 10*time.Second)
 	o.FenceWait = cmp.Or(o.FenceWait, 40*time.Second)
+	o.Connections = cmp.Or(o.Connections, 24)
 	if o.Engine == nil {
 		o.Engine = func(string, string) {}
 	}
@@ -66,6 +71,7 @@ func (o Options) withDefaults() Options {
 type Cluster struct {
 	opts   Options
 	limits *limits
+	places places
 
 	mu      sync.Mutex
 	control *control // nil: it was fenced, the next user makes another
@@ -81,6 +87,7 @@ var _ worker.Journal = (*Cluster)(nil)
 // Open connects to the cluster. Errors are *worker.Error and say what to look at.
 func Open(ctx context.Context, o Options) (*Cluster, error) {
 	c := &Cluster{opts: o.withDefaults(), limits: newLimits(o.Limits), fencing: fencing{absent: map[string]time.Time{}}}
+	c.places = make(places, c.opts.Connections)
 	opened, err := await(ctx, c.open, func(c *Cluster) { _ = c.Close() })
 	if err != nil {
 		return nil, classify("open Ceph as client."+c.opts.User, err)

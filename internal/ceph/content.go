@@ -42,7 +42,7 @@ func (im *Images) Open(ctx context.Context, src strategies.Ref, snap string) (st
 	op := fmt.Sprintf("open %s@%s", src, snap)
 	joined, cancel := im.join(ctx)
 	c := &content{im: im, op: op, ctx: joined, cancel: cancel}
-	if err := im.users.enter(); err != nil {
+	if err := im.line.users.enter(); err != nil {
 		cancel()
 
 		return nil, classify(op, err)
@@ -50,10 +50,13 @@ func (im *Images) Open(ctx context.Context, src strategies.Ref, snap string) (st
 	opened, err := detach(joined, func() (*content, error) {
 		err := context.Cause(joined)
 		if err == nil {
+			err = im.connected()
+		}
+		if err == nil {
 			err = c.open(src, snap)
 		}
 		if err != nil {
-			im.users.leave()
+			im.leave()
 
 			return nil, err
 		}
@@ -70,7 +73,7 @@ func (im *Images) Open(ctx context.Context, src strategies.Ref, snap string) (st
 }
 
 func (c *content) open(src strategies.Ref, snap string) error {
-	ioc, err := ioctx(c.im.conn, src.Pool)
+	ioc, err := ioctx(c.im.conn(), src.Pool)
 	if err != nil {
 		return err
 	}
@@ -139,6 +142,9 @@ func (c *content) Read(p []byte) (int, error) {
 
 // read is called by several goroutines, which librbd allows.
 func (c *content) read(p []byte, at int64) error {
+	if err := c.im.c.limits.exports.pace(c.ctx, int64(len(p))); err != nil {
+		return err
+	}
 	if _, err := c.image.ReadAt(p, at); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read %d bytes at %d: %w", len(p), at, err)
 	}
@@ -226,7 +232,7 @@ func (c *content) ended() <-chan struct{} {
 func (c *content) shut() error {
 	err := closeImage(c.io, c.image)
 	c.io.Destroy()
-	c.im.users.leave()
+	c.im.leave()
 
 	return err
 }

@@ -97,7 +97,7 @@ func TestHoldEndsWithControl(t *testing.T) {
 	claim, err := c.Claim(t.Context(), rec.Job.Key())
 	must(t, err)
 	fenceControl(t, c)
-	err = worker.Hold(t.Context(), claim, worker.LeaseTimes{TTL: o.LeaseTTL}, began, func(ctx context.Context) error {
+	err = worker.Hold(t.Context(), claim, worker.LeaseTimes{TTL: o.LeaseTTL}, func(ctx context.Context) error {
 		<-ctx.Done()
 
 		return context.Cause(ctx)
@@ -277,7 +277,8 @@ func TestSleepInsideClaim(t *testing.T) {
 	if err := sleeper.take(t.Context(), rec.Job.VolumeID); !errors.Is(err, worker.ErrHeld) {
 		t.Errorf("going on: %v, want ErrHeld", err)
 	}
-	sleeper.images = &Images{addr: "127.0.0.1:0/1"}
+	sleeper.images = &Images{}
+	sleeper.images.line.link.Store(&link{addr: "127.0.0.1:0/1"})
 	if err := sleeper.enter(e.record, ""); !errors.Is(err, worker.ErrHeld) {
 		t.Errorf("raising the epoch: %v, want ErrHeld", err)
 	}
@@ -299,12 +300,12 @@ func TestRaiseNeedsTheLock(t *testing.T) {
 	must(t, c.Create(t.Context(), rec))
 	k := controlOf(t, c)
 	cl := &Claim{c: c, k: k, key: rec.Job.Key(), cookie: "nobody"}
-	if err := k.raise(rec.Job.Key(), 0, cl.assertion(), nil); !errors.Is(err, errEpoch) {
+	if err := k.own(rec.Job.Key(), 0, 1, cl.assertion(), nil); !errors.Is(err, errEpoch) {
 		t.Errorf("raise without the lock: %v, want errEpoch", err)
 	}
 	must(t, cl.lock(jobPrefix+rec.Job.Key()))
-	must(t, k.raise(rec.Job.Key(), 0, cl.assertion(), nil))
-	if err := k.raise(rec.Job.Key(), 0, cl.assertion(), nil); !errors.Is(err, errEpoch) {
+	must(t, k.own(rec.Job.Key(), 0, 1, cl.assertion(), nil))
+	if err := k.own(rec.Job.Key(), 0, 1, cl.assertion(), nil); !errors.Is(err, errEpoch) {
 		t.Errorf("raise of an epoch that is past: %v, want errEpoch", err)
 	}
 }

@@ -146,7 +146,7 @@ func dataPoolOf(t *testing.T, im *Images, at strategies.Ref) (name string) {
 	must(t, im.reading(at, rbd.NoSnapshot, func(image *rbd.Image) error {
 		id, err := image.GetDataPoolID()
 		must(t, err)
-		name, err = im.conn.GetPoolByID(id)
+		name, err = im.conn().GetPoolByID(id)
 
 		return err
 	}))

@@ -69,9 +69,6 @@ type flattening struct {
 //
 // A striped clone was made by an earlier release. librbd copies all of it, without a map, and it stays without one.
 func (f *flattening) run(ctx context.Context) error {
-	if err := f.unmap(); err != nil {
-		return err
-	}
 	there, err := f.fill(ctx)
 	if errors.Is(err, errNotPlain) {
 		f.im.c.opts.Engine(EngineLibrbd, ObstacleLayout)
@@ -88,25 +85,12 @@ func (f *flattening) run(ctx context.Context) error {
 	return f.detach(ctx)
 }
 
-// unmap opens the image for writing only when there is a map.
-func (f *flattening) unmap() error {
-	mapped := false
-	err := f.im.reading(f.m.Dst, rbd.NoSnapshot, func(image *rbd.Image) error {
-		features, err := image.GetFeatures()
-		mapped = features&mapFeatures != 0
-
-		return err
-	})
-	if err != nil || !mapped {
-		return err
-	}
-
-	return f.im.image(f.m.Dst, dropMaps)
-}
-
-// fill brings all objects.
+// fill brings all objects, into an image without a map. It is opened for writing only when there is one.
 func (f *flattening) fill(ctx context.Context) (there []uint64, err error) {
 	top, all, dst, err := f.survey(ctx)
+	if err == nil && dst.maps {
+		err = f.im.image(f.m.Dst, dropMaps)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +125,8 @@ type target struct {
 	id     string
 	size   uint64
 	prefix string
+	pool   int64 // that holds its objects
+	maps   bool  // it has an object map
 }
 
 func targetOf(image *rbd.Image) (t target, err error) {
@@ -155,8 +141,14 @@ func targetOf(image *rbd.Image) (t target, err error) {
 		return t, err
 	}
 	t.size, t.prefix = info.Size, info.Block_name_prefix
+	features, err := image.GetFeatures()
+	if err != nil {
+		return t, err
+	}
+	t.maps = features&mapFeatures != 0
+	t.pool, err = image.GetDataPoolID()
 
-	return t, nil
+	return t, err
 }
 
 // survey finds the parent, and which objects the clone has or shows through it.
@@ -191,12 +183,7 @@ func (im *Images) filling(at strategies.Ref, dst target, src place, p worker.Pro
 	if why := dst.apart(dst.geometry); why != nil {
 		return nil, refuse("fill "+at.String(), worker.ReasonInternal, worker.OtherWay, "%s: %w", why.text, errNotPlain)
 	}
-	var to *rados.IOContext
-	err := im.reading(at, rbd.NoSnapshot, func(image *rbd.Image) (err error) {
-		to, err = im.dataPool(image, "")
-
-		return err
-	})
+	to, err := im.poolOf(dst.pool, "")
 	if err != nil {
 		return nil, err
 	}

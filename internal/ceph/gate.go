@@ -34,6 +34,14 @@ func (g *gate) leave() {
 	}
 }
 
+// inside counts the users.
+func (g *gate) inside() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+
+	return g.running
+}
+
 // shut lets nobody in any more and tells them why. The channel is closed when all have left.
 func (g *gate) shut(why error) <-chan struct{} {
 	g.mu.Lock()
@@ -48,23 +56,14 @@ func (g *gate) shut(why error) <-chan struct{} {
 	return g.idle
 }
 
-// through is await inside a gate.
-func through[T any](ctx context.Context, g *gate, fn func() (T, error), undo func(T)) (T, error) {
-	return await(ctx, func() (T, error) {
+// throughErr is awaitErr inside a gate.
+func throughErr(ctx context.Context, g *gate, fn func() error) error {
+	return awaitErr(ctx, func() error {
 		if err := g.enter(); err != nil {
-			var none T
-
-			return none, err
+			return err
 		}
 		defer g.leave()
 
 		return fn()
-	}, undo)
-}
-
-// throughErr is through for a function that only fails or succeeds.
-func throughErr(ctx context.Context, g *gate, fn func() error) error {
-	_, err := through(ctx, g, func() (struct{}, error) { return struct{}{}, fn() }, nil)
-
-	return err
+	})
 }

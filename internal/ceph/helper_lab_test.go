@@ -102,8 +102,8 @@ func helpJob() error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("claimed", claim.(*Claim).images.addr)
-	err = worker.Hold(ctx, claim, worker.LeaseTimes{TTL: o.TTL}, time.Now(), func(ctx context.Context) error {
+	fmt.Println("claimed", claim.(*Claim).images.address())
+	err = worker.Hold(ctx, claim, worker.LeaseTimes{TTL: o.TTL}, func(ctx context.Context) error {
 		return o.work(ctx, claim)
 	})
 	fmt.Println("ended", worker.ReasonOf(err), err)

@@ -14,17 +14,15 @@ import (
 	"github.com/cinderlift/cinderlift/worker"
 )
 
-// Images is RBD over one connection. It implements strategies.Source and strategies.Destination. Calls for the same
-// image wait for each other, also for what lingers of a call that has returned.
+// Images is RBD over one connection at a time. It implements strategies.Source and strategies.Destination. Calls for the
+// same image wait for each other, also for what lingers of a call that has returned.
 type Images struct {
 	c    *Cluster
-	conn *rados.Conn
-	addr string
+	line line
 
-	ctx  context.Context // ends with the connection
+	ctx  context.Context // ends when it is closed
 	stop context.CancelCauseFunc
 
-	users gate // of the connection
 	admit *admission
 
 	copy func(to *rados.IOContext, dst string, from *rados.IOContext, src string) error // copyObject, but in tests
@@ -56,20 +54,15 @@ func dataConf(o Options) map[string]string {
 }
 
 func (c *Cluster) connectImages() (*Images, error) {
-	conn, err := c.connect(dataConf(c.opts))
+	l, err := c.link()
 	if err != nil {
-		return nil, fmt.Errorf("connect for the job: %w", err)
-	}
-	addr, err := conn.GetAddrs()
-	if err != nil {
-		conn.Shutdown()
-
-		return nil, fmt.Errorf("ask for the own address: %w", err)
+		return nil, err
 	}
 	im := &Images{
-		c: c, conn: conn, addr: addr, copy: copyObject, admit: c.limits.job(),
+		c: c, copy: copyObject, admit: c.limits.job(),
 		busy: map[strategies.Ref]chan struct{}{}, told: map[strategies.Ref]bool{}, spares: map[strategies.Ref]chan uint64{},
 	}
+	im.line.link.Store(l)
 	im.ctx, im.stop = context.WithCancelCause(context.Background())
 
 	return im, nil
@@ -78,7 +71,7 @@ func (c *Cluster) connectImages() (*Images, error) {
 // Images makes a connection that belongs to no job and that nobody fences: for looking, as `cinderlift check` does. The
 // caller closes it.
 func (c *Cluster) Images(ctx context.Context) (*Images, error) {
-	im, err := await(ctx, c.connectImages, func(im *Images) { im.conn.Shutdown() })
+	im, err := await(ctx, c.connectImages, func(im *Images) { im.hangUp() })
 
 	return im, classify("connect to Ceph", err)
 }
@@ -90,7 +83,7 @@ func (im *Images) Close(ctx context.Context) error { return im.close(ctx) }
 func (im *Images) close(ctx context.Context) error {
 	select {
 	case <-im.shut():
-		im.conn.Shutdown()
+		im.hangUp()
 
 		return nil
 	case <-ctx.Done():
@@ -101,14 +94,14 @@ func (im *Images) close(ctx context.Context) error {
 // closeLate ends the connection whenever what lingers has ended.
 func (im *Images) closeLate() {
 	<-im.shut()
-	im.conn.Shutdown()
+	im.hangUp()
 }
 
 // shut ends what runs, and lets nothing new begin. The channel is closed when nothing runs any more.
 func (im *Images) shut() <-chan struct{} {
 	im.stop(worker.ErrStopping)
 
-	return im.users.shut(fmt.Errorf("the connection is closed: %w", worker.ErrStopping))
+	return im.line.users.shut(fmt.Errorf("the connection is closed: %w", worker.ErrStopping))
 }
 
 // do runs fn, which works on one image, and answers when it has ended or ctx is done. The context of fn ends with ctx
@@ -120,15 +113,18 @@ func (im *Images) do(ctx context.Context, op string, on strategies.Ref, fn func(
 	if err != nil {
 		return classify(op, err)
 	}
-	if err := im.users.enter(); err != nil {
+	if err := im.line.users.enter(); err != nil {
 		release()
 
 		return classify(op, err)
 	}
 
 	_, err = detach(ctx, func() (struct{}, error) {
-		defer im.users.leave()
+		defer im.leave()
 		defer release()
+		if err := im.connected(); err != nil {
+			return struct{}{}, err
+		}
 		if ctx.Err() != nil {
 			return struct{}{}, context.Cause(ctx)
 		}
@@ -180,7 +176,7 @@ func (im *Images) free(on strategies.Ref, mine chan struct{}) {
 
 // pool opens a pool for as long as fn runs.
 func (im *Images) pool(name string, fn func(*rados.IOContext) error) error {
-	io, err := ioctx(im.conn, name)
+	io, err := ioctx(im.conn(), name)
 	if err != nil {
 		return err
 	}

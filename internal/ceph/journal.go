@@ -308,14 +308,14 @@ func (k *control) update(key string, from uint64, values map[string][]byte) erro
 	return asEpoch(op.Operate(k.io, jobPrefix+key, rados.OperationNoFlag))
 }
 
-// raise is update that makes the epoch the next one, on condition that the object is locked by a claim of this
-// connection: only the owner of the lease becomes the owner of the job, however long its process slept in between.
-func (k *control) raise(key string, from uint64, locked []byte, values map[string][]byte) error {
+// own is update that makes the epoch another one, on condition that the object is locked by a claim of this connection: only
+// the owner of the lease becomes, and is, the owner of the job, however long its process slept in between.
+func (k *control) own(key string, from, to uint64, locked []byte, values map[string][]byte) error {
 	op := rados.CreateWriteOp()
 	defer op.Release()
 	op.Exec(lockClass, lockAssert, locked)
 	op.CmpExt(epochBytes(from), 0)
-	op.WriteFull(epochBytes(from + 1))
+	op.WriteFull(epochBytes(to))
 	op.SetOmap(values)
 	err := op.Operate(k.io, jobPrefix+key, rados.OperationNoFlag)
 	if is(err, ebusy) {

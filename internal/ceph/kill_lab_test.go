@@ -111,7 +111,6 @@ func (v *victim) finish(t testing.TB) {
 func (v *victim) once(t testing.TB) error {
 	t.Helper()
 	claim := adopt(t, v.c, v.key())
-	began := time.Now()
 	defer func() {
 		if err := claim.Release(context.WithoutCancel(t.Context())); err != nil {
 			t.Errorf("release: %v", err)
@@ -120,7 +119,7 @@ func (v *victim) once(t testing.TB) error {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 
-	return worker.Hold(ctx, claim, worker.LeaseTimes{TTL: v.TTL}, began, func(ctx context.Context) error {
+	return worker.Hold(ctx, claim, worker.LeaseTimes{TTL: v.TTL}, func(ctx context.Context) error {
 		return v.again(ctx, t, claim)
 	})
 }

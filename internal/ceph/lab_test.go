@@ -336,7 +336,7 @@ func (b *backdoor) Drop(t testing.TB, at strategies.Ref) {
 		return retryStale(t, io, at, func() error { return removeImage(context.Background(), io, at.Image) })
 	})
 	if err != nil {
-		t.Errorf("backdoor at %s: drop %s: %v", b.im.addr, at, err)
+		t.Errorf("backdoor at %s: drop %s: %v", b.im.address(), at, err)
 	}
 }
 

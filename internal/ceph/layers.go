@@ -222,11 +222,16 @@ func (im *Images) dataPool(image *rbd.Image, namespace string) (*rados.IOContext
 	if err != nil {
 		return nil, fmt.Errorf("ask for the data pool: %w", err)
 	}
-	name, err := im.conn.GetPoolByID(id)
+
+	return im.poolOf(id, namespace)
+}
+
+func (im *Images) poolOf(id int64, namespace string) (*rados.IOContext, error) {
+	name, err := im.conn().GetPoolByID(id)
 	if err != nil {
 		return nil, fmt.Errorf("ask for the name of pool %d: %w", id, err)
 	}
-	io, err := ioctx(im.conn, name)
+	io, err := ioctx(im.conn(), name)
 	if err != nil {
 		return nil, err
 	}

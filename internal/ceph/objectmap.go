@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
@@ -32,7 +33,7 @@ const (
 
 	mapPrefix = "rbd_object_map." // include/rbd_types.h RBD_OBJECT_MAP_PREFIX
 
-	proofs = 16 // objects that are asked for at a time
+	proofs = 256 // objects that are asked for in one call
 )
 
 // mapObject is the name of the object map of an image's head, or of a snapshot (librbd/ObjectMap.cc object_map_name).
@@ -55,12 +56,10 @@ type mapped struct {
 // objects are there. A crash before the end leaves flags that say not to believe them; who comes next drops them.
 func (im *Images) buildMaps(ctx context.Context, io *rados.IOContext, at strategies.Ref, there []uint64, snaps ...string) error {
 	m, err := im.mapped(at, snaps)
-	if m.data != nil { // also when only the close of the image failed
-		defer m.data.Destroy()
-	}
 	if err != nil {
 		return err
 	}
+	defer m.data.Destroy()
 	if err := m.prove(ctx, at, there); err != nil {
 		return err
 	}
@@ -101,10 +100,12 @@ func (im *Images) mapped(at strategies.Ref, snaps []string) (m mapped, err error
 			}
 			m.snaps = append(m.snaps, id)
 		}
-		m.data, err = im.dataPool(image, "")
 
-		return err
+		return nil
 	})
+	if err == nil {
+		m.data, err = im.poolOf(m.pool, "")
+	}
 
 	return m, err
 }
@@ -112,8 +113,11 @@ func (im *Images) mapped(at strategies.Ref, snaps []string) (m mapped, err error
 // prove asks for every object that the maps will say is there. Once the parent is gone, nobody finds the data of one that
 // was taken for copied and is not.
 func (m mapped) prove(ctx context.Context, at strategies.Ref, there []uint64) error {
-	return each(ctx, proofs, there, func(n uint64) error {
-		_, err := m.data.Stat(object(m.prefix, n))
+	for some := range slices.Chunk(there, proofs) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, err := statAll(m.data, m.prefix, some)
 		if is(err, enoent) {
 			return refuse("look for the objects of "+at.String(), worker.ReasonMismatch, worker.Retry,
 				"object %d of %d that were copied is not there", n, len(there))
@@ -121,9 +125,9 @@ func (m mapped) prove(ctx context.Context, at strategies.Ref, there []uint64) er
 		if err != nil {
 			return fmt.Errorf("look for object %d: %w", n, err)
 		}
+	}
 
-		return nil
-	})
+	return nil
 }
 
 // save writes the map of the head or of a snapshot as librbd does after a rebuild (librbd/ObjectMap.cc aio_save). The map of

@@ -40,6 +40,20 @@ func clCopied(handle C.uintptr_t, result C.int) {
 	cgo.Handle(handle).Value().(chan C.int) <- result //nolint:forcetypeassert // copyObject put it there
 }
 
+// statAll asks for objects of an image, a few at a time and in one call: as many questions as objects, each with a thread of
+// its own that waits, cost more than the answers. The error is about the object with the number which.
+func statAll(data *rados.IOContext, prefix string, numbers []uint64) (which uint64, err error) {
+	if len(numbers) == 0 {
+		return 0, nil
+	}
+	cPrefix := C.CString(prefix)
+	defer C.free(unsafe.Pointer(cPrefix))
+	var index C.size_t
+	err = errnoError(C.cl_stat_all(C.rados_ioctx_t(data.Pointer()), cPrefix, (*C.uint64_t)(&numbers[0]), C.size_t(len(numbers)), &index))
+
+	return numbers[index], err
+}
+
 // newSnapID has the monitors allot an id for a snapshot of an image with its data in this pool. It waits for them.
 func newSnapID(data *rados.IOContext) (uint64, error) {
 	var id C.rados_snap_t

@@ -14,9 +14,21 @@ import (
 
 // FSID implements strategies.Source.
 func (im *Images) FSID(ctx context.Context) (string, error) {
-	id, err := through(ctx, &im.users, im.conn.GetFSID, nil)
+	id, err := await(ctx, im.fsid, nil)
 
 	return id, classify("ask for the fsid", err)
+}
+
+func (im *Images) fsid() (string, error) {
+	if err := im.line.users.enter(); err != nil {
+		return "", err
+	}
+	defer im.leave()
+	if err := im.connected(); err != nil {
+		return "", err
+	}
+
+	return im.conn().GetFSID()
 }
 
 // Stat implements strategies.Source.

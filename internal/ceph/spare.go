@@ -18,14 +18,17 @@ import (
 func (im *Images) Prepare(m strategies.Make) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	if im.spares[m.Dst] != nil || im.users.enter() != nil {
+	if im.spares[m.Dst] != nil || im.line.users.enter() != nil {
 		return
 	}
 	spare := make(chan uint64, 1)
 	im.spares[m.Dst] = spare
 	go func() {
-		defer im.users.leave()
+		defer im.leave()
 		defer close(spare)
+		if im.connected() != nil {
+			return
+		}
 		_ = im.pool(m.Dst.Pool, func(io *rados.IOContext) error { // without an id librbd asks for one
 			id, err := newSnapID(io)
 			if err == nil {

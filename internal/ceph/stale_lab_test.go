@@ -21,7 +21,7 @@ func TestLockOfTheFenced(t *testing.T) {
 			r, im, other := labRig(t), labImages(t), labImages(t)
 			m := sealed(t, r, im, 4)
 			if fenced {
-				im.fenced = fencedBefore(history("", other.addr))
+				im.fenced = fencedBefore(history("", other.address()))
 			}
 			must(t, other.pool(m.Dst.Pool, func(io *rados.IOContext) error {
 				image, err := rbd.OpenImage(io, m.Dst.Image, rbd.NoSnapshot)
@@ -51,7 +51,7 @@ func TestFencedIsRemembered(t *testing.T) {
 		if got := claim.Images().fenced; !slices.Equal(got, addrs) {
 			t.Errorf("fenced are %q, want %q", got, addrs)
 		}
-		addrs = append(addrs, fencedBefore(claim.Images().addr)...)
+		addrs = append(addrs, fencedBefore(claim.Images().address())...)
 		t.Cleanup(func() { _ = claim.Release(context.Background()) }) // it is dead for the others: nobody renews its lease
 	}
 	claim := adopt(t, v.c, v.key())

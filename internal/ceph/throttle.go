@@ -10,13 +10,14 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Limits bound what copying takes of the cluster, so that it does not slow down those who use their volumes meanwhile.
+// Limits bound what copying and reading take of the cluster, so that it does not slow down those who use their volumes meanwhile.
 // The zero value means the defaults.
 type Limits struct {
 	Objects    int   // copied at a time by the whole worker; 0: 8
 	JobObjects int   // copied at a time by one job; 0: 2
 	Rate       int64 // bytes per second of the whole worker; 0: as fast as Ceph is
 	JobRate    int64 // bytes per second of one job; 0: as fast as Ceph is
+	ExportRate int64 // bytes per second that are read of snapshots by the whole worker; 0: as fast as Ceph is
 }
 
 // withDefaults: the OSDs are what is busy, so more at a time is hardly faster and only makes others wait. On three OSDs with two
@@ -101,14 +102,16 @@ func (t *throttle) leave() {
 
 // limits are a worker's, which change while it runs.
 type limits struct {
-	now atomic.Pointer[Limits]
-	all *throttle
+	now     atomic.Pointer[Limits]
+	all     *throttle
+	exports *throttle // only its pace
 }
 
 func newLimits(l Limits) *limits {
 	s := &limits{}
 	s.set(l)
 	s.all = newThrottle(func() int { return s.now.Load().Objects }, func() int64 { return s.now.Load().Rate })
+	s.exports = newThrottle(nil, func() int64 { return s.now.Load().ExportRate })
 
 	return s
 }
@@ -161,5 +164,6 @@ func (a *admission) leave() {
 
 // String is for logs.
 func (l Limits) String() string {
-	return fmt.Sprintf("%d objects, %d a job; %d bytes/s, %d a job (0: unlimited)", l.Objects, l.JobObjects, l.Rate, l.JobRate)
+	return fmt.Sprintf("%d objects, %d a job; %d bytes/s, %d a job; %d bytes/s of exports (0: unlimited)", l.Objects, l.JobObjects,
+		l.Rate, l.JobRate, l.ExportRate)
 }

@@ -108,6 +108,22 @@ func TestThrottleChangesWhilePaced(t *testing.T) {
 	})
 }
 
+// TestExportsHaveARate: what is read of snapshots has a rate of its own.
+func TestExportsHaveARate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimits(Limits{Rate: 1, ExportRate: 8 << 20})
+		begin := time.Now()
+		for range 20 {
+			if err := l.exports.pace(t.Context(), chunkSize); err != nil {
+				t.Error(err)
+			}
+		}
+		if took := time.Since(begin); took < 9*time.Second || took > 10*time.Second {
+			t.Errorf("80 MiB at 8 MiB/s took %s", took)
+		}
+	})
+}
+
 // TestThrottleEndsWithContext: nobody waits for a place or for a rate once there is no need, and no place is lost.
 func TestThrottleEndsWithContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -55,8 +55,7 @@ func (o order) whole(ctx context.Context, c *Cluster) error {
 		if err != nil {
 			return err
 		}
-		began := time.Now()
-		err = worker.Hold(ctx, claim, worker.LeaseTimes{TTL: o.TTL}, began, func(ctx context.Context) error {
+		err = worker.Hold(ctx, claim, worker.LeaseTimes{TTL: o.TTL}, func(ctx context.Context) error {
 			return o.all(ctx, claim)
 		})
 		_ = claim.Release(ctx) // the lease ends by itself

@@ -27,7 +27,8 @@ func writers() map[string][]string {
 		"Cluster.Turn":       {lock},   // of the look for orphans, tested with it
 		"Cluster.RemoveLock": {object}, // the same
 		"Cluster.Limit":      reads,    // tells copies how fast they may be
-		"Claim.Record":       reads, "Claim.Images": reads,
+		"Claim.Record":       reads, "Claim.Images": reads, "Claim.Taken": reads,
+		"Claim.Park":    reads, // whoever connects again writes the address: TestConnectionIsNotNoted
 		"Claim.Save":    {object},
 		"Claim.Renew":   {lock},
 		"Claim.Release": {object, "rados_break_lock", "rados_notify2"},

@@ -147,14 +147,13 @@ func (n *round) unfinished(f *facts, id string) Finding {
 func (n *round) underLease(
 	ctx context.Context, f *facts, id string, traces []strategies.Trace, found []Finding,
 ) []Finding {
-	claimed := time.Now()
 	claim, err := n.claim(ctx, f, id, traces)
 	if err != nil {
 		return put(found, err)
 	}
 	defer n.release(ctx, claim, id)
 	var done []Finding
-	err = worker.Hold(ctx, claim, n.Lease, claimed, func(ctx context.Context) (err error) {
+	err = worker.Hold(ctx, claim, n.Lease, func(ctx context.Context) (err error) {
 		done, err = n.removeAll(ctx, claim, id, traces)
 
 		return err

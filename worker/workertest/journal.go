@@ -28,6 +28,7 @@ type Store struct {
 	jobs   map[string]*job
 	leases map[string]lease // by "job.<key>" and "vol.<id>"
 	fences int
+	parks  int
 	stamp  uint64           // of the last write
 	watch  map[*func()]bool // whom to tell of open jobs that were released
 }
@@ -53,6 +54,14 @@ func NewStore(ttl time.Duration) *Store {
 func (s *Store) touch(at *job) {
 	s.stamp++
 	at.stamp = s.stamp
+}
+
+// Parks is how often a claim was told that its job waits.
+func (s *Store) Parks() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	return s.parks
 }
 
 // Fences is how many owners were fenced so far: those that did not release their claim.
@@ -192,7 +201,7 @@ func (j *Journal) Watch(ctx context.Context, hint func()) error {
 
 // Claim implements worker.Journal.
 func (j *Journal) Claim(ctx context.Context, key string) (worker.Claim, error) {
-	c := &claim{j: j, key: key}
+	c := &claim{j: j, key: key, taken: time.Now()}
 	err := j.do(ctx, "claim", func() error { return j.take(c) })
 	if err != nil {
 		j.s.mu.Lock()
@@ -240,9 +249,20 @@ type claim struct {
 	j      *Journal
 	key    string
 	leases []string
+	taken  time.Time
 	record worker.Record
 	epoch  uint64
 	done   bool
+}
+
+func (c *claim) Taken() time.Time { return c.taken }
+
+func (c *claim) Park() {
+	c.j.s.mu.Lock()
+	defer c.j.s.mu.Unlock()
+	if !c.done {
+		c.j.s.parks++
+	}
 }
 
 func (c *claim) Record() worker.Record { return c.record }

@@ -62,6 +62,7 @@ func journalCases() []journalCase {
 		{"renew keeps the lease", renewKeepsTheLease},
 		{"an expired lease can't be renewed", expiredLease},
 		{"a successor shuts the owner before out", successorShutsOut},
+		{"a parked claim keeps its lease", parkedClaim},
 		{"a newer record is left alone", newerRecord},
 		{"the stamp shows a living owner", stamps},
 		{"a release is hinted at", hints},
@@ -107,6 +108,35 @@ func claimed(t *testing.T, j worker.Journal, key string) worker.Claim {
 	t.Cleanup(func() { release(t, c) })
 
 	return c
+}
+
+// parkedClaim: a job that waits is as much its worker's as one that works.
+func parkedClaim(t *testing.T, r Rig) {
+	j, other := r.Journal(t, "a"), r.Journal(t, "b")
+	rec := record(r)
+	create(t, j, rec)
+	before := time.Now()
+	c := claimed(t, j, rec.Job.Key())
+	if at := c.Taken(); at.Before(before) || at.After(time.Now()) {
+		t.Errorf("taken at %v, asked for at %v", at, before)
+	}
+	c.Park()
+	c.Park()
+	_, err := other.Claim(t.Context(), rec.Job.Key())
+	wantErr(t, "claim of a parked job", err, worker.ErrHeld)
+	if err := c.Renew(t.Context()); err != nil {
+		t.Errorf("renew: %v", err)
+	}
+	saved := c.Record()
+	saved.Steps = append(saved.Steps, "seal")
+	if err := c.Save(t.Context(), saved); err != nil {
+		t.Errorf("save: %v", err)
+	}
+	release(t, c)
+	c.Park() // too late, and harmless
+	want := kept(saved)
+	want.Owner, want.Epoch = "b", saved.Epoch+1
+	same(t, claimed(t, other, rec.Job.Key()).Record(), want)
 }
 
 // release runs also after the test's own context has ended.
