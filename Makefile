@@ -11,7 +11,7 @@ CEPH_MAJOR := $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cu
 CEPH_RELEASE := $(patsubst 16,pacific,$(patsubst 17,quincy,$(patsubst 18,reef,$(patsubst 19,squid,$(CEPH_MAJOR)))))
 TAGS := $(CEPH_RELEASE),ceph_preview
 # Everything that needs no librbd.
-PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/reap/... ./internal/lab/... ./internal/arrows/... ./internal/imageformat/... ./internal/qcow2/... ./deployments/...
+PURE := ./worker/... ./strategies/... ./glance/... ./metrics/... ./internal/oslo/... ./internal/keystone/... ./internal/cinder/... ./internal/reap/... ./internal/lab/... ./internal/arrows/... ./internal/imageformat/... ./internal/qcow2/... ./internal/gzipped/... ./deployments/...
 # Packages with tests that compare with qemu-img (build tag qemu).
 QEMU := ./internal/imageformat ./internal/qcow2
 # The race detector needs a C compiler; without one Go turns cgo off by itself.

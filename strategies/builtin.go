@@ -37,7 +37,7 @@ type Deps struct {
 	Images      Images
 	Backends    Backends
 	Memory      *Memory
-	Encoders    map[string]Encoder // by Glance's disk_format; raw needs none
+	Formats     Formats
 	Options     Options
 }
 

@@ -228,7 +228,7 @@ func (c *cloud) run(name string, fault func(op string) mode, d time.Duration) {
 		Strategies: func(worker.Claim) []worker.Strategy {
 			list, err := strategies.Builtin(strategies.Deps{
 				Source: c.ceph, Destination: c.ceph, Images: c.images, Backends: c, Memory: memory, Options: c.options,
-				Encoders: encoders(),
+				Formats: formats(),
 			})
 			if err != nil {
 				c.t.Error(err)
@@ -292,8 +292,12 @@ func (c *cloud) begin(j worker.Job) {
 	}
 }
 
-func encoders() map[string]strategies.Encoder {
-	return map[string]strategies.Encoder{strategiestest.FormatBox: strategiestest.Box}
+// formats has the format that only tests have, bare and in a container that does nothing.
+func formats() strategies.Formats {
+	return strategies.Formats{
+		Encoders: map[string]strategies.Encoder{strategiestest.FormatBox: strategiestest.Box, "raw+crate": strategiestest.Box},
+		Use:      map[string]string{strategiestest.FormatBox + "/bare": strategiestest.FormatBox, "raw/crate": "raw+crate", "raw/void": "gone"},
+	}
 }
 
 func request() worker.Job {

@@ -4,7 +4,7 @@
 //	   or, late     snapshot inspect protect clone seal flatten register▲ release-source    where Glance can't read the parent
 //	copy            snapshot inspect copy-objects seal register▲ release-source             same cluster, raw, bare
 //	export-upload   snapshot inspect upload▲ release-source                                 raw, bare, any store of Glance
-//	   or           snapshot upload▲ release-source                                         qcow2, bare, any store of Glance
+//	   or           snapshot upload▲ release-source                                         what Formats has, any store of Glance
 //
 // ▲ is the commit point: before it everything can be undone, after it the job only goes forward.
 //

@@ -36,6 +36,9 @@ type placement struct {
 	FSID   string `json:"fsid"`
 	Store  string `json:"store,omitempty"` // Glance's store id; "": its default, or there is only one
 	Size   int64  `json:"size"`            // bytes
+
+	// Encoder makes the file that is sent; "": raw, or in jobs of releases that did not keep it, the one of the format's name.
+	Encoder string `json:"encoder,omitempty"`
 }
 
 func (p placement) keep() json.RawMessage {

@@ -57,7 +57,7 @@ func (p *planning) strategies(t *testing.T) []worker.Strategy {
 	t.Helper()
 	list, err := strategies.Builtin(strategies.Deps{
 		Source: p.ceph, Destination: p.ceph, Images: p.glance, Backends: p.backends, Memory: p.memory, Options: p.options,
-		Encoders: encoders(),
+		Formats: formats(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -130,7 +130,14 @@ func TestPlacement(t *testing.T) {
 			[]string{"volume-missing"}},
 		{"vmdk", func(p *planning) { p.task.Job.DiskFormat = "vmdk" }, []string{no, "vmdk"}, []string{no, "vmdk"}},
 		{"a format with an encoder", func(p *planning) { p.task.Job.DiskFormat = strategiestest.FormatBox },
-			[]string{no, strategiestest.FormatBox}, []string{src("volumes")}},
+			[]string{no, strategiestest.FormatBox}, []string{src("volumes"), `"encoder":"box"`}},
+		{"a container with an encoder", func(p *planning) { p.task.Job.ContainerFormat = "crate" },
+			[]string{no, "raw/crate"}, []string{src("volumes"), `"encoder":"raw+crate"`}},
+		{"a container with an encoder, encrypted", func(p *planning) {
+			p.task.Job.ContainerFormat, p.task.Volume.Encrypted = "crate", true
+		}, []string{no, "raw/crate"}, []string{no, "encrypted"}},
+		{"a container whose encoder is not there", func(p *planning) { p.task.Job.ContainerFormat = "void" },
+			[]string{no, "raw/void"}, []string{no, "raw/void"}},
 		{"a format with an encoder, encrypted", func(p *planning) {
 			p.task.Job.DiskFormat, p.task.Volume.Encrypted = strategiestest.FormatBox, true
 		}, []string{no, strategiestest.FormatBox}, []string{no, "encrypted"}},

@@ -31,13 +31,13 @@ type Outcome struct {
 
 // RecordVersion is the highest that this release writes into Record.Version, and all that it understands. It goes up when an
 // older release must not touch such a record any more; a field that an older one may ignore and lose does not need that.
-// Before 1 no version was written. 2 is for images of other formats than raw: a release that makes raw ones only would
-// fill one with raw data after an adoption.
+// Before 1 no version was written. 2 is for images of other formats than raw, and for those in a container: a release that makes
+// raw ones only would fill one with raw data after an adoption.
 const RecordVersion = 2
 
 // version is the lowest that a record of the job needs.
 func (j Job) version() int {
-	if j.DiskFormat == "raw" {
+	if j.DiskFormat == "raw" && j.ContainerFormat == "bare" {
 		return 1
 	}
 

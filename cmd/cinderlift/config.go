@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"reflect"
 	"regexp"
@@ -72,6 +73,8 @@ type config struct {
 	FormatCheck             string   `split_words:"true" default:"auto" desc:"what a volume must not hold to become an image: as Glance refuses it to uploads (glance), every other image format as well (strict), nothing (off), or auto: glance where Glance is of release 30 (2025.1) or later, off before"`
 	RequireImageFormatMatch bool     `split_words:"true" default:"true" desc:"as in glance-api.conf: with false, what looks like several formats or can't be read to its end is let through, unless CINDERLIFT_FORMAT_CHECK is strict"`
 	GptSafetyChecksNonfatal []string `split_words:"true" desc:"as in glance-api.conf: mbr lets odd partition tables through"`
+
+	Qcow2 string `default:"plain" desc:"how qcow2 images are made: plain (in one pass), sparse (without what is all zeros; everything is read twice), zlib or zstd (compressed as well; qemu 5.1 and later read zstd)"`
 
 	Slots       int `default:"64" desc:"jobs at a time; as many again may be taken over from workers that died"`
 	DataSlots   int `split_words:"true" default:"4" desc:"of these, how many move data inside Ceph at a time (copy, flatten); the others make images usable meanwhile, or wait"`
@@ -226,6 +229,7 @@ func (c *config) choices() error {
 	return errors.Join(
 		oneOf("CINDERLIFT_FORMAT_CHECK", c.FormatCheck, checks...),
 		oneOf("CINDERLIFT_REGISTER", c.Register, modes...),
+		oneOf("CINDERLIFT_QCOW2", c.Qcow2, slices.Sorted(maps.Keys(qcow2Kinds()))...),
 		oneOf("CINDERLIFT_QUEUE_TYPE", c.QueueType, "", "classic", "quorum"),
 		oneOf("CINDERLIFT_LOG_LEVEL", c.LogLevel, "debug", "info", "warn", "error"),
 		oneOf("CINDERLIFT_LOG_FORMAT", c.LogFormat, "json", "text"),

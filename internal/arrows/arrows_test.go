@@ -22,10 +22,11 @@ func arrows() map[string][]string {
 		"internal/cinder":   {"internal/keystone", "internal/oslo", "strategies", "worker"},
 		"internal/ceph":     {"internal/imageformat", "strategies", "worker"},
 		"internal/reap":     {"strategies", "worker"},
-		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/imageformat", "internal/keystone", "internal/oslo", "internal/qcow2",
-			"internal/reap", "metrics", "strategies", "worker"},
+		"cmd/cinderlift": {"glance", "internal/ceph", "internal/cinder", "internal/gzipped", "internal/imageformat", "internal/keystone",
+			"internal/oslo", "internal/qcow2", "internal/reap", "metrics", "strategies", "worker"},
 		"internal/imageformat": {},
 		"internal/qcow2":       {},
+		"internal/gzipped":     {},
 
 		// Test kits and the lab's driver: nothing of the product imports them.
 		"worker/workertest":              {"worker"},
@@ -53,6 +54,7 @@ func owners() map[string][]string {
 		"github.com/kelseyhightower/envconfig": {"cmd/cinderlift"},
 		"github.com/spf13/cobra":               {"cmd/cinderlift"},
 		"github.com/klauspost/compress":        {"internal/qcow2"},
+		"github.com/klauspost/pgzip":           {"internal/gzipped"},
 		"github.com/google/uuid":               {"internal/oslo", "internal/cinder"},
 		"C":                                    {"internal/ceph"},
 	}

@@ -33,8 +33,12 @@ func Box(c strategies.Content) (strategies.File, error) {
 		box = append(box, data...)
 	}
 
-	return bytes.NewReader(box), nil
+	return boxFile{bytes.NewReader(box)}, nil
 }
+
+type boxFile struct{ *bytes.Reader }
+
+func (boxFile) Close() error { return nil }
 
 func readAt(c strategies.Content, p []byte, from int64) error {
 	if _, err := c.Seek(from, io.SeekStart); err != nil {
