@@ -118,6 +118,7 @@ type bench struct {
 	begin       time.Time
 	undo        []func()
 	hooked      string
+	first       string // volume of each worker's first job, which is not measured
 	report      report
 }
 

@@ -168,6 +168,11 @@ func (r *report) derive() {
 			r.Ratios["growth_1_to_16_gib "+tool] = q
 		}
 	}
+	for _, tool := range []string{early, late, copying} {
+		if q := r.quotient(r.growth(tool, cpu), r.growth(rbdCopy, cpu)); q > 0 {
+			r.Ratios["cpu_per_gib_vs_rbd_cp "+tool] = q // without what each job costs, whatever its size
+		}
+	}
 	if q := r.quotient(r.at(burst, early+", 1 workers", 100, released), r.at(burst, early+", 4 workers", 100, released)); q > 0 {
 		r.Ratios["growth_1_to_4_workers"] = q
 	}
@@ -178,6 +183,16 @@ func (r *report) derive() {
 			}
 		}
 	}
+}
+
+// growth is by how much more 16 GiB take than 1 GiB; 0 when either was not measured.
+func (r *report) growth(tool string, column func(line) float64) float64 {
+	small, large := r.at(filled, tool, 1, column), r.at(filled, tool, 16, column)
+	if small == 0 || large == 0 {
+		return 0
+	}
+
+	return large - small
 }
 
 // disturbs is by how much longer a client waits beside a tool; 0 when that was not measured.

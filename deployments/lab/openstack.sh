@@ -112,7 +112,7 @@ glance_make() {
   # 2025.1 has the location API, which needs no exposed locations; Zed has only the PATCH of exposed ones.
   [ "$LAB_GENERATION" != trixie ] || locations=False
   rm -rf "$dir"
-  mkdir -p "$dir"/{lock,staging,tasks}
+  mkdir -p "$dir"/{lock,staging,tasks,files}
   echo '[DEFAULT]' > "$dir/changed.conf"
   # Two workers: one that hashes or deletes an image inside librbd answers nothing meanwhile, and a client that asks
   # how it goes would wait for it.
@@ -138,6 +138,9 @@ rbd_store_ceph_conf = $CEPH_CONF
 rbd_store_user = glance
 rbd_store_pool = images2
 rbd_store_chunk_size = 8
+[files]
+filesystem_store_datadir = $dir/files
+filesystem_thin_provisioning = True
 [os_glance_staging_store]
 filesystem_store_datadir = $dir/staging
 [os_glance_tasks_store]
@@ -174,7 +177,7 @@ set_glance() {
   for option; do
     case $option in
       reset) : > "$changes" ;;
-      multistore=on) echo DEFAULT/enabled_backends=rbd:rbd,rbd2:rbd >> "$changes" ;;
+      multistore=on) echo DEFAULT/enabled_backends=rbd:rbd,rbd2:rbd,files:file >> "$changes" ;;
       multistore=off) echo DEFAULT/enabled_backends=rbd:rbd >> "$changes" ;;
       */*=*) echo "$option" >> "$changes" ;;
       *) echo "DEFAULT/$option" >> "$changes" ;;
@@ -211,8 +214,11 @@ osapi_volume_workers = 1
 glance_api_servers = $GLANCE_URL
 enabled_backends = rbd
 enable_force_upload = True
+allow_compression_on_image_upload = True
 transport_url = $TRANSPORT_URL
 report_interval = 10
+# A scheduler that came up after cinder-volume knows of no backend until then, a minute otherwise.
+backend_stats_polling_interval = 10
 service_down_time = 60
 [rbd]
 volume_driver = cinder.volume.drivers.rbd.RBDDriver

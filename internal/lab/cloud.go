@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/cinderlift/cinderlift/internal/keystone"
@@ -110,10 +111,14 @@ func (c *Cloud) Volumes(ctx context.Context) ([]Volume, error) {
 	return l.Volumes, err
 }
 
-// Images lists the user's images.
+// Images lists the user's images, a thousand at most.
 func (c *Cloud) Images(ctx context.Context) ([]Image, error) {
 	var l struct{ Images []Image }
-	err := c.Do(ctx, keystone.Image, "GET", "/v2/images", nil, &l)
+	a, err := c.session.Do(ctx, keystone.Request{Service: keystone.Image, Op: "lab", What: "list images", Method: "GET", Path: "/v2/images",
+		Query: url.Values{"limit": {"1000"}}}) // the most that Glance answers at once; 25 otherwise
+	if err == nil {
+		err = a.Decode(&l)
+	}
 
 	return l.Images, err
 }

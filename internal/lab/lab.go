@@ -136,7 +136,7 @@ func Wait(ctx context.Context, what string, ok func() (bool, error)) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w", what, context.Cause(ctx))
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(150 * time.Millisecond): // an answer of Cinder or Glance costs 30 ms of CPU, which others want as well
 		}
 	}
 }

@@ -4,6 +4,9 @@ package lab_test
 
 import (
 	"context"
+	"fmt"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/cinderlift/cinderlift/internal/keystone"
@@ -65,6 +68,92 @@ func TestStores(t *testing.T) {
 			}
 		})
 	}
+}
+
+// inFiles compares a volume with the file of an image, and answers how many bytes of disk the file takes.
+const inFiles = `set -e
+rbd export --no-progress "$1" - | cmp - "$2"
+du --block-size=1 "$2" | cut -f1`
+
+// TestFileStore has Glance keep images in files, for a volume type or for all: the image is uploaded there, holes of the volume
+// stay holes of the file, and what Glance refuses for its size ends the job with Glance's own word.
+func TestFileStore(t *testing.T) {
+	w := open(t)
+	w.hook("volume_manager")
+	w.must(w.Control(w.ctx, "glance", "multistore=on"))
+	t.Cleanup(func() {
+		if err := w.Control(context.Background(), "glance", "reset"); err != nil {
+			t.Error(err)
+		}
+	})
+	_, files := w.volumeType(map[string]string{"image_service:store_id": "files"})
+	for _, tt := range []struct{ name, kind, store, format string }{
+		{"the type's store", files, "", "raw"},
+		{"the operator's store", "", "files", "raw"},
+		{"qcow2", files, "", "qcow2"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := open(t)
+			p := w.worker(map[string]string{"CINDERLIFT_IMAGE_STORE": tt.store})
+			volume := w.volume(lab.VolumeSpec{GiB: 1, Type: tt.kind}, 10)
+			spec := lab.Raw(t.Name())
+			spec.DiskFormat = tt.format
+			image := w.upload(volume, spec)
+			w.must(w.WaitImage(w.ctx, image, "active"))
+			w.must(w.WaitVolume(w.ctx, volume, "available"))
+			if g, err := w.Image(w.ctx, image); err != nil || g.Stores != "files" {
+				t.Errorf("the image is in store %q, want files; %v", g.Stores, err)
+			}
+			file := w.Env["LAB_DIR"] + "/glance/files/" + image
+			if tt.format == "qcow2" {
+				_, err := w.Exec(w.ctx, "sh", "-c", `rbd export --no-progress "$1" /tmp/volume; trap 'rm /tmp/volume' EXIT
+					qemu-img compare -q -f raw -F qcow2 /tmp/volume "$2"`, "sh", rbdVolume(volume), file)
+				w.must(err)
+			} else {
+				out, err := w.Exec(w.ctx, "sh", "-c", inFiles, "sh", rbdVolume(volume), file)
+				w.must(err)
+				if n, err := strconv.ParseInt(out, 10, 64); err != nil || n > 200<<20 {
+					t.Errorf("a tenth of 1 GiB takes %s bytes in the file", out)
+				}
+			}
+			m, err := p.Metrics(w.ctx)
+			w.must(err)
+			if m[`cinderlift_jobs_total{reason="none",result="done",strategy="export-upload"}`] != 1 {
+				t.Error("export-upload did not do it")
+			}
+			w.clean(volume)
+		})
+	}
+}
+
+// TestTooLarge: what is larger than Glance takes is refused with Glance's own word, and the volume is free.
+func TestTooLarge(t *testing.T) {
+	w := open(t)
+	w.hook("volume_manager")
+	w.must(w.Control(w.ctx, "glance", "image_size_cap=1073741823"))
+	t.Cleanup(func() {
+		if err := w.Control(context.Background(), "glance", "reset"); err != nil {
+			t.Error(err)
+		}
+	})
+	p := w.worker(map[string]string{"CINDERLIFT_STRATEGIES": "export-upload"})
+	volume := w.volume(lab.VolumeSpec{GiB: 1}, 10)
+	w.upload(volume, lab.Raw(t.Name()))
+	w.must(w.WaitVolume(w.ctx, volume, "available"))
+	var end lab.LogLine
+	w.must(lab.Wait(w.ctx, "the job to be closed", func() (bool, error) {
+		for _, l := range p.Logs() {
+			if l["msg"] == "job closed" {
+				end = l
+			}
+		}
+
+		return end != nil, nil
+	}))
+	if end["reason"] != "glance-full" || end["result"] != "failed" || !strings.Contains(fmt.Sprint(end["message"]), "413") {
+		t.Errorf("the job's end: %v", end)
+	}
+	w.clean(volume)
 }
 
 // TestEncrypted copies a LUKS volume block by block: the image holds the ciphertext, and Cinder has cloned the key.
