@@ -41,9 +41,13 @@ binary:
 	$(GO) build -tags $(TAGS) -trimpath -o $(BUILD)/cinderlift ./cmd/cinderlift
 
 .PHONY: unit
-unit: ## tests without services and without librbd, with the race detector; under a minute
+unit: ## tests without services and without librbd; under a minute
 	$(GO) vet $(PURE)
-	@[ -n '$(RACE)' ] || echo 'unit: without the race detector, which needs a C compiler (make deps installs one)'
+	$(GO) test -count=1 $(PURE)
+
+.PHONY: unit-race
+unit-race: ## the same with the race detector; two minutes
+	@[ -n '$(RACE)' ] || echo 'unit-race: without the race detector, which needs a C compiler (make deps installs one)'
 	$(GO) test $(RACE) -count=1 $(PURE)
 
 .PHONY: unit-ceph

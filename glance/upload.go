@@ -41,12 +41,13 @@ type upload struct {
 	size      int64
 	progress  worker.Progress
 
-	sums  map[string]hash.Hash // of the try under way, by Glance's name of the algorithm
-	taken int64                // bytes of the try under way
-	moved int64                // bytes of all tries
+	sums  *sums // of the try under way; nil: none
+	taken int64 // bytes of the try under way
+	moved int64 // bytes of all tries
 }
 
 func (u *upload) run(ctx context.Context) error {
+	defer u.forgetSums()
 	if err := u.measure(); err != nil {
 		return err
 	}
@@ -115,16 +116,21 @@ func lasting(size int64) time.Duration {
 // tee sees every byte that is sent.
 func (u *upload) tee(p []byte, reset bool) {
 	if reset {
-		u.taken = 0
-		u.sums = map[string]hash.Hash{"sha512": sha512.New(), "md5": md5.New()}
+		u.forgetSums()
+		u.taken, u.sums = 0, newSums()
 	}
-	for _, s := range u.sums {
-		_, _ = s.Write(p) // never fails
-	}
+	u.sums.write(p)
 	u.taken += int64(len(p))
 	u.moved += int64(len(p))
 	if u.progress != nil && !reset {
 		u.progress(worker.Amount{Done: u.taken, Total: u.size, Worker: u.moved})
+	}
+}
+
+func (u *upload) forgetSums() {
+	if u.sums != nil {
+		u.sums.end()
+		u.sums = nil
 	}
 }
 
@@ -190,6 +196,9 @@ func (u *upload) verify(ctx context.Context, img image) error {
 	}
 	if got != want {
 		return u.lock(ctx, img, u.mismatch(algo, want, got))
+	}
+	if got, ok := u.sent("md5"); ok && img.Checksum != "" && got != img.Checksum { // not worth another reading of the source
+		return u.lock(ctx, img, u.mismatch("md5", img.Checksum, got))
 	}
 	u.client.forget(u.id)
 
@@ -278,8 +287,8 @@ func (i image) digest() (algo, value string) {
 
 // sum is the digest of the whole source, from the try that sent it all or from reading it.
 func (u *upload) sum(algo string) (string, error) {
-	if s := u.sums[algo]; s != nil && u.taken == u.size {
-		return hex.EncodeToString(s.Sum(nil)), nil
+	if digest, ok := u.sent(algo); ok {
+		return digest, nil
 	}
 	if _, err := u.body.Seek(0, io.SeekStart); err != nil {
 		return "", err
@@ -290,6 +299,15 @@ func (u *upload) sum(algo string) (string, error) {
 	}
 
 	return hex.EncodeToString(s.Sum(nil)), nil
+}
+
+// sent is the digest of what the try under way has sent, if that was all.
+func (u *upload) sent(algo string) (digest string, ok bool) {
+	if u.sums == nil || u.taken != u.size {
+		return "", false
+	}
+
+	return u.sums.of(algo)
 }
 
 // newHash knows Glance's hashing_algorithm by name; nil for others.

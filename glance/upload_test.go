@@ -99,6 +99,24 @@ func TestUploadThatArrivesChanged(t *testing.T) {
 	}
 }
 
+// TestUploadWithAnotherMD5: both of Glance's digests have to be those of what was sent.
+func TestUploadWithAnotherMD5(t *testing.T) {
+	f := newFake(t, glancetest.Config{})
+	id := f.image(t)
+	f.Serve(keystone.Image, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.glance.ServeHTTP(w, r)
+		if img, there := f.glance.Image(id); r.Method == http.MethodPut && there {
+			img.Checksum = strings.Repeat("0", 32)
+			f.glance.Put(img)
+		}
+	}))
+	err := client(t, f).Upload(t.Context(), id, "", bytes.NewReader([]byte("some data")), 9, nil)
+	expect(t, "upload", err, worker.ReasonMismatch, worker.GiveUp)
+	if img, _ := f.glance.Image(id); img.Status != worker.ImageDeactivated || !strings.Contains(err.Error(), "md5") {
+		t.Errorf("the image is %s: %v", img.Status, err)
+	}
+}
+
 // wrong is a cloud in which uploads arrive changed.
 func wrong(t *testing.T, c glancetest.Config) (*fake, string, func(*glance.Client) error) {
 	t.Helper()

@@ -237,7 +237,7 @@ func (cl *Claim) announce(addr string) error {
 func (cl *Claim) Taken() time.Time { return cl.taken }
 
 // Park implements worker.Claim.
-func (cl *Claim) Park() { go cl.images.park() } // closing takes a moment, and may hang
+func (cl *Claim) Park() { cl.images.park() }
 
 // Record implements worker.Claim.
 func (cl *Claim) Record() worker.Record { return cl.record }

@@ -19,7 +19,7 @@ type link struct {
 type line struct {
 	mu      sync.Mutex           // held while a connection is made or closed
 	link    atomic.Pointer[link] // nil: parked, or closed for good
-	parking bool                 // close it as soon as nobody uses it
+	parking atomic.Bool          // close it as soon as nobody uses it
 
 	users gate
 
@@ -64,7 +64,7 @@ func (im *Images) connected() error {
 	l := &im.line
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.parking = false
+	l.parking.Store(false)
 	if l.link.Load() != nil {
 		return nil
 	}
@@ -103,19 +103,18 @@ func (im *Images) leave() {
 	im.hangUpIdle()
 }
 
-// park closes the connection as soon as nobody uses it. Whoever needs one again makes one.
+// park closes the connection as soon as nobody uses it. Whoever needs one again makes one. Closing takes a moment, and may
+// hang, so nobody waits for it; who comes before it has begun finds the connection as it was.
 func (im *Images) park() {
-	im.line.mu.Lock()
-	im.line.parking = true
-	im.line.mu.Unlock()
-	im.hangUpIdle()
+	im.line.parking.Store(true)
+	go im.hangUpIdle()
 }
 
 func (im *Images) hangUpIdle() {
 	l := &im.line
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.parking && l.users.inside() == 0 {
+	if l.parking.Load() && l.users.inside() == 0 {
 		l.hangUp()
 	}
 }

@@ -109,7 +109,8 @@ func TestParkedWaitsForWork(t *testing.T) {
 	if _, err := cl.Images().FSID(t.Context()); err != nil || cl.Images().address() != addr {
 		t.Errorf("beside it: %v, over %q, want %q", err, cl.Images().address(), addr)
 	}
-	cl.Images().park() // in this goroutine: it has looked when it returns
+	cl.Park()
+	cl.Images().hangUpIdle() // in this goroutine: it has looked when it returns
 	if got := cl.Images().address(); got != addr {
 		t.Fatalf("the connection became %q under a user", got)
 	}
