@@ -25,7 +25,7 @@ settings() { # settings GENERATION: everything that follows from the generation
   CINDER_PORT=$((PORT_BASE + 776))
   MON_PORT=$((PORT_BASE + 789)) OSD_PORT_MIN=$((PORT_BASE + 800)) OSD_PORT_MAX=$((PORT_BASE + 899))
 
-  OSDS=3 OSD_GIB=4
+  OSDS=3 OSD_GIB=${LAB_OSD_GIB:-4}
   PASSWORD=labpass # one throw-away password for every account: everything listens on 127.0.0.1 only
   KEYSTONE_URL=http://127.0.0.1:$KEYSTONE_PORT/v3
   GLANCE_URL=http://127.0.0.1:$GLANCE_PORT
