@@ -98,14 +98,14 @@ func qcow2File(lay func(*plan) (file, error)) strategies.Encoder {
 	return func(c strategies.Content) (strategies.File, error) {
 		m, err := qcow2.NewMap(c.Size(), qcow2.DefaultClusterSize)
 		if err != nil {
-			return nil, &worker.Error{Op: "lay out the qcow2 image", Reason: worker.ReasonNotApplicable, Err: err}
+			return nil, unfit(err)
 		}
 		if err := c.Allocated(m.Add); err != nil {
 			return nil, err
 		}
 		f, err := lay(&plan{m, c})
 		if worker.ReasonOf(err) == worker.ReasonInternal {
-			err = &worker.Error{Op: "lay out the qcow2 image", Reason: worker.ReasonNotApplicable, Err: err}
+			err = unfit(err)
 		}
 		if err != nil {
 			return nil, err
@@ -113,4 +113,8 @@ func qcow2File(lay func(*plan) (file, error)) strategies.Encoder {
 
 		return closable{f}, nil
 	}
+}
+
+func unfit(err error) error {
+	return &worker.Error{Op: "lay out the qcow2 image", Reason: worker.ReasonNotApplicable, Err: err}
 }

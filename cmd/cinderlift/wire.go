@@ -222,7 +222,7 @@ func (c *config) formatPolicy() imageformat.Policy {
 // runner wires one worker.
 func (p *parts) runner() *worker.Runner {
 	c := p.config
-	memory := &strategies.Memory{}
+	memory, formats := &strategies.Memory{}, c.formats()
 
 	return &worker.Runner{
 		Source:  cinder.NewSource(cinder.OnBus(p.bus), cinder.SourceOptions{Exchange: c.ControlExchange}),
@@ -231,7 +231,7 @@ func (p *parts) runner() *worker.Runner {
 		Strategies: func(claim worker.Claim) []worker.Strategy {
 			images := claim.(*ceph.Claim).Images() //nolint:forcetypeassert // the journal is p.cluster, see above
 			list, err := strategies.Builtin(strategies.Deps{Source: images, Destination: images, Images: p.glance,
-				Backends: p.cinder, Memory: memory, Formats: c.formats(), Options: c.strategyOptions()})
+				Backends: p.cinder, Memory: memory, Formats: formats, Options: c.strategyOptions()})
 			if err != nil {
 				panic(err) // loadConfig has checked the order
 			}

@@ -5,6 +5,7 @@ package lab_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -34,17 +35,23 @@ func (w *world) volumeType(specs map[string]string) (id, name string) {
 	return r.Type.ID, name
 }
 
+// glance changes an option of Glance until the test has ended.
+func (w *world) glance(option, back string) {
+	w.t.Helper()
+	w.must(w.Control(w.ctx, "glance", option))
+	w.t.Cleanup(func() {
+		if err := w.Control(context.Background(), "glance", back); err != nil {
+			w.t.Error(err)
+		}
+	})
+}
+
 // TestStores has two RBD stores in Glance: the image lands in the default one, or in the one that the volume's type names,
 // whichever way it is made.
 func TestStores(t *testing.T) {
 	w := open(t)
 	w.hook("volume_manager")
-	w.must(w.Control(w.ctx, "glance", "multistore=on"))
-	t.Cleanup(func() {
-		if err := w.Control(context.Background(), "glance", "multistore=off"); err != nil {
-			t.Error(err)
-		}
-	})
+	w.glance("multistore=on", "multistore=off")
 	_, second := w.volumeType(map[string]string{"image_service:store_id": "rbd2"})
 	for _, tt := range []struct{ name, strategy, kind, store, pool string }{
 		{"default store", "clone-flatten", "", "rbd", "images"},
@@ -75,17 +82,12 @@ const inFiles = `set -e
 rbd export --no-progress "$1" - | cmp - "$2"
 du --block-size=1 "$2" | cut -f1`
 
-// TestFileStore has Glance keep images in files, for a volume type or for all: the image is uploaded there, holes of the volume
-// stay holes of the file, and what Glance refuses for its size ends the job with Glance's own word.
+// TestFileStore has Glance keep images in files, for a volume type or for all: the image is uploaded there, and holes of the
+// volume stay holes of the file.
 func TestFileStore(t *testing.T) {
 	w := open(t)
 	w.hook("volume_manager")
-	w.must(w.Control(w.ctx, "glance", "multistore=on"))
-	t.Cleanup(func() {
-		if err := w.Control(context.Background(), "glance", "reset"); err != nil {
-			t.Error(err)
-		}
-	})
+	w.glance("multistore=on", "reset")
 	_, files := w.volumeType(map[string]string{"image_service:store_id": "files"})
 	for _, tt := range []struct{ name, kind, store, format string }{
 		{"the type's store", files, "", "raw"},
@@ -130,26 +132,15 @@ func TestFileStore(t *testing.T) {
 func TestTooLarge(t *testing.T) {
 	w := open(t)
 	w.hook("volume_manager")
-	w.must(w.Control(w.ctx, "glance", "image_size_cap=1073741823"))
-	t.Cleanup(func() {
-		if err := w.Control(context.Background(), "glance", "reset"); err != nil {
-			t.Error(err)
-		}
-	})
+	w.glance("image_size_cap=1073741823", "reset")
 	p := w.worker(map[string]string{"CINDERLIFT_STRATEGIES": "export-upload"})
 	volume := w.volume(lab.VolumeSpec{GiB: 1}, 10)
-	w.upload(volume, lab.Raw(t.Name()))
+	image := w.upload(volume, lab.Raw(t.Name()))
 	w.must(w.WaitVolume(w.ctx, volume, "available"))
-	var end lab.LogLine
-	w.must(lab.Wait(w.ctx, "the job to be closed", func() (bool, error) {
-		for _, l := range p.Logs() {
-			if l["msg"] == "job closed" {
-				end = l
-			}
-		}
-
-		return end != nil, nil
-	}))
+	fits := said("job closed", image)
+	w.await("the job to be closed", fits, p)
+	lines := p.Logs()
+	end := lines[slices.IndexFunc(lines, fits)]
 	if end["reason"] != "glance-full" || end["result"] != "failed" || !strings.Contains(fmt.Sprint(end["message"]), "413") {
 		t.Errorf("the job's end: %v", end)
 	}
